@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+export PYTHON
+
+VENV := .venv/bin
+TESTBED := PYTHONPATH=tests $(VENV)/python -m testbed
+RUN := $(VENV)/python tests/gates/run.py
+
+.PHONY: help setup demo test gates lint sanity unit molecule build lock clean
+
+help: ## this list
+	@echo "h20.fleet: from bare hosts with eight NVIDIA H20 to a fleet that serves DeepSeek-V3 with vLLM"
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@echo "Options: PYTHON=python3.12 (interpreter of .venv), ONLY=\"ruff mypy\" (gates of make test, by name)"
+
+setup: ## .venv with everything that the other verbs need; once per content of requirements/test.txt
+	@tests/gates/setup.sh
+
+demo: setup ## two hosts in containers, from bare to answering chat completions
+	@$(TESTBED).demo
+
+test: setup ## every gate: the fast ones, ansible-test sanity, the tarball, the test bed, every molecule scenario
+	@$(RUN) $(ONLY)
+
+gates: setup ## the fast gates: linters, types, syntax, spec and unit tests
+	@$(RUN) --fast
+
+lint: setup ## the linters alone
+	@$(RUN) ruff mypy yamllint ansible-lint codespell guard
+
+sanity: setup ## ansible-test sanity, without containers and without Ansible's servers
+	@$(RUN) sanity
+
+unit: setup ## unit and spec tests
+	@$(RUN) unit
+
+molecule: setup ## the test bed and every molecule scenario on it
+	@$(RUN) testbed molecule
+
+build: setup ## the collection's tarball in dist/
+	@$(VENV)/ansible-galaxy collection build --force --output-path dist
+
+lock: setup ## resolve requirements/test.in into requirements/test.txt
+	@$(VENV)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade requirements/test.in > .cache/lock.txt
+	@{ echo '# SPDX-License-Identifier: Apache-2.0'; echo '# Resolved from test.in by `make lock`, for Python 3.11 to 3.14 alike.'; cat .cache/lock.txt; } > requirements/test.txt
+
+clean: ## the test bed's containers and everything that was built here
+	@if [[ -x $(VENV)/python && -d tests/testbed ]]; then $(TESTBED) clean; fi
+	@rm -rf .venv .cache .testbed dist
