@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line of the test bed: python -m testbed up | down | clean | status [--fleet NAME]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from docker.errors import DockerException
+
+from testbed import SetupError, Stopwatch, engine, fleet, say
+
+
+def arguments() -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(prog="testbed", description="Containers that boot systemd and play bare H20 hosts.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="up | down | clean | status")
+    helps = {
+        "up": "bring a fleet up, or bring back what of it is missing",
+        "down": "remove a fleet: its containers, its network, its state",
+        "clean": "remove every fleet, the image, the caches, all state, and stop the engine if it was started here",
+        "status": "show what is there",
+    }
+    for verb, text in helps.items():
+        command = verbs.add_parser(verb, help=text, description=text)
+        if verb != "clean":
+            command.add_argument("--fleet", default=None if verb == "status" else "demo", help=f"one of: {', '.join(fleet.names())}")
+    return parser.parse_args()
+
+
+def act(options: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    if options.verb == "up":
+        watch = Stopwatch()
+        fleet.up(fleet.load(options.fleet), watch)
+        say("time", watch.summary())
+        return
+    client = engine.connect()
+    if client is None:
+        raise SetupError("No container engine answers, so there is nothing to see or to remove. `up` starts one, or says how.")
+    if options.verb == "down":
+        fleet.down(client, options.fleet)
+    elif options.verb == "clean":
+        fleet.clean(client)
+    else:
+        print(fleet.status(client, [options.fleet] if options.fleet else fleet.names()))
+
+
+def main() -> int:
+    """Run the command line and return its exit status."""
+    try:
+        act(arguments())
+    except SetupError as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 1
+    except DockerException as error:
+        print(f"testbed: the container engine refuses: {error}\nSee `docker ps -a` and `docker info`; `down`, then `up` starts afresh.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ntestbed: interrupted. What exists stays: `up` goes on from here, `down` removes it.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image of a bare host: a minimal Debian or Ubuntu that boots systemd, made by mmdebstrap, so that no registry is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from docker import DockerClient
+
+from testbed import LABEL, STATE, SetupError, engine, run, say
+
+REPOSITORY = "h20-fleet/host"
+PACKAGES = (
+    "systemd systemd-sysv dbus kmod procps iproute2 openssh-server sudo python3 python3-apt ca-certificates curl".split()
+)
+
+# Runs in the new root. Host keys and the machine id are left to the first boot: every host has its own, as after a real installation.
+# The background jobs of apt would take its lock at random moments and fetch the same lists once a host.
+SETUP = """
+useradd --create-home --shell /bin/bash --uid 1000 ops
+install -d -m 0700 -o ops -g ops /home/ops/.ssh
+echo 'ops ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/ops
+chmod 0440 /etc/sudoers.d/ops
+echo 'LANG=C.UTF-8' > /etc/default/locale
+rm -f /etc/ssh/ssh_host_*
+: > /etc/machine-id
+cat > /etc/systemd/system/ssh-host-keys.service <<UNIT
+[Unit]
+Description=OpenSSH host keys of this machine
+Before=ssh.service ssh.socket
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/ssh-keygen -A
+RemainAfterExit=yes
+[Install]
+WantedBy=multi-user.target
+UNIT
+systemctl enable ssh-host-keys.service ssh.service
+systemctl disable apt-daily.timer apt-daily-upgrade.timer
+systemctl mask getty.target console-getty.service systemd-remount-fs.service sys-kernel-debug.mount sys-kernel-tracing.mount \
+    sys-kernel-config.mount sys-fs-fuse-connections.mount dev-hugepages.mount dev-mqueue.mount
+"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what the image holds; `mirror` is "" for mmdebstrap's own default, `apt_options` are lines of apt.conf."""
+
+    suite: str
+    mirror: str
+    architecture: str
+    apt_options: tuple[str, ...]
+    packages: tuple[str, ...] = tuple(PACKAGES)
+    setup: str = SETUP
+
+    @property
+    def reference(self) -> str:
+        """The image's name and tag; the tag is a hash of the recipe."""
+        return f"{REPOSITORY}:{hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]}"
+
+    def command(self, archive: str) -> list[str]:
+        """Return the mmdebstrap command that writes the root file system as the tar file `archive`."""
+        options = [f"--aptopt={option}" for option in self.apt_options]
+        setup = f'chroot "$1" sh -euc {shlex.quote(self.setup)}'
+        include = f"--include={','.join(self.packages)}"
+        mirror = [self.mirror] if self.mirror else []
+        return ["mmdebstrap", "--variant=minbase", include, *options, f"--customize-hook={setup}", self.suite, archive, *mirror]
+
+
+def apt_proxies(dump: str, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the apt.conf lines of this machine's apt proxy: from the text of `apt-config dump`, else from http_proxy and https_proxy."""
+    lines = re.findall(r'^(Acquire::https?::Proxy(?:::\S+)? "[^"]+";)$', dump, re.MULTILINE)
+    if lines:
+        return tuple(lines)
+    settings = {scheme: environ.get(f"{scheme}_proxy", "") for scheme in ("http", "https")}
+    return tuple(f'Acquire::{scheme}::Proxy "{url}";' for scheme, url in settings.items() if url)
+
+
+def recipe(environ: Mapping[str, str]) -> Recipe:
+    """Return the recipe that H20_TESTBED_SUITE, H20_TESTBED_MIRROR and this machine's apt settings ask for."""
+    apt = shutil.which("apt-config")
+    dump = subprocess.run([apt, "dump"], capture_output=True, text=True, check=True).stdout if apt else ""
+    return Recipe(
+        suite=environ.get("H20_TESTBED_SUITE") or "bookworm",
+        mirror=environ.get("H20_TESTBED_MIRROR", ""),
+        architecture=platform.machine(),
+        apt_options=apt_proxies(dump, environ),
+    )
+
+
+def ensure(client: DockerClient) -> str:
+    """Return the reference of the host image, built first where this engine does not have it (about 40 s)."""
+    wanted = recipe(os.environ)
+    if client.images.list(filters={"reference": wanted.reference}):
+        say("image", f"{wanted.reference} is there")
+        return wanted.reference
+    if shutil.which("mmdebstrap") is None:
+        engine.install("mmdebstrap", "mmdebstrap")
+    say("image", f"building {wanted.reference}: {wanted.suite} from {wanted.mirror or 'the default mirror'}")
+    archive = STATE / "rootfs.tar"
+    try:
+        run("image", wanted.command(str(archive)), STATE / "log" / "mmdebstrap.log")
+        load(client, wanted)
+    finally:
+        archive.unlink(missing_ok=True)
+    return wanted.reference
+
+
+def load(client: DockerClient, wanted: Recipe) -> None:
+    """Import the root file system that mmdebstrap wrote under the recipe's reference."""
+    started = time.monotonic()
+    name, tag = wanted.reference.split(":")
+    changes = ['CMD ["/sbin/init"]', "ENV container=docker", f"LABEL {LABEL}=image"]
+    say("image", "importing it into the engine")
+    with (STATE / "rootfs.tar").open("rb") as archive:
+        answer = client.api.import_image_from_data(archive, repository=name, tag=tag, changes=changes)
+    if '"error"' in answer:
+        raise SetupError(f"The engine does not import the image: {answer.strip()[-300:]}")
+    say("image", f"imported in {time.monotonic() - started:.0f} s")
