@@ -1,0 +1,104 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Refuse to run a stage on a host that lacks what the stage stands on."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: stage_requirements
+short_description: Check that the stages before this one have done their work on a host
+version_added: 1.0.0
+description:
+  - Looks for what earlier stages leave behind, and fails with the name of each stage that is missing and the command that runs it.
+  - In check mode it reports instead of failing, because a stage that has not run yet is what check mode on a new host is about.
+options:
+  stage:
+    description: Stage that is about to run.
+    type: str
+    required: true
+  requires:
+    description: What the stage stands on.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      stage:
+        description: Stage that makes the path.
+        type: str
+        required: true
+      path:
+        description: File, folder or program name; a bare name is looked up in C(PATH).
+        type: str
+        required: true
+attributes:
+  check_mode:
+    description: Reads only; in check mode missing requirements are returned, not raised.
+    support: full
+  diff_mode:
+    description: Nothing changes, so there is no diff.
+    support: none
+author:
+  - h20.fleet maintainers (@h20-fleet)
+"""
+
+EXAMPLES = r"""
+- name: See whether the stages before this one have run
+  h20.fleet.stage_requirements:
+    stage: vllm
+    requires:
+      - stage: python_venv
+        path: /opt/vllm/releases/2026.11/bin/python
+"""
+
+RETURN = r"""
+missing:
+  description: Requirements that are not there, each with stage and path.
+  returned: always
+  type: list
+  elements: dict
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "stage": {"type": "str", "required": True},
+            "requires": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "stage": {"type": "str", "required": True},
+                    "path": {"type": "str", "required": True},
+                },
+            },
+        },
+        supports_check_mode=True,
+    )
+    missing = [
+        requirement
+        for requirement in module.params["requires"]
+        if not (
+            Path(requirement["path"]).exists()
+            if "/" in requirement["path"]
+            else module.get_bin_path(requirement["path"])
+        )
+    ]
+    if missing and not module.check_mode:
+        stages = list(dict.fromkeys(requirement["stage"] for requirement in missing))
+        lacks = ", ".join(f"{requirement['path']} (stage {requirement['stage']})" for requirement in missing)
+        module.fail_json(
+            msg=f"stage {module.params['stage']} stands on what this host lacks: {lacks}"
+            f" -> run the missing stage first: --tags {','.join([*stages, module.params['stage']])}",
+            missing=missing,
+        )
+    module.exit_json(changed=False, missing=missing)
+
+
+if __name__ == "__main__":
+    main()
