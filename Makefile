@@ -7,7 +7,7 @@ export PYTHON
 
 VENV := .venv/bin
 TESTBED := PYTHONPATH=tests $(VENV)/python -m testbed
-RUN := $(VENV)/python tests/gates/run.py
+RUN := PYTHONPATH=tests $(VENV)/python -m gates.run
 
 .PHONY: help setup demo test gates lint sanity unit molecule build lock clean
 

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gates that are little more than one tool's command line."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from gates.shell import ROOT, GateError, Shell, fail_with, files
+
+_DEPRECATION = "[DEPRECATION WARNING]"
+
+
+def venv(shell: Shell) -> None:
+    """Compare what is installed with requirements/test.txt, and what the packages ask of each other."""
+    wrong: list[str] = []
+    for line in (ROOT / "requirements" / "test.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate():
+            continue
+        try:
+            installed = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            installed = "absent"
+        if installed == "absent" or installed not in requirement.specifier:
+            wrong.append(f"{requirement}: {installed}")
+    fail_with(wrong, "packages differ from requirements/test.txt; run `rm -r .venv; make setup`", shell)
+    shell.run("python", "-m", "pip", "check")
+
+
+def ruff(shell: Shell) -> None:
+    """Lint and format of all Python."""
+    errors = []
+    for command in (("check", "--no-fix"), ("format", "--check", "--diff")):
+        try:
+            shell.run("ruff", *command, "--no-cache", ".")
+        except GateError as error:
+            errors.append(str(error))
+    if errors:
+        raise GateError("; ".join(errors))
+
+
+def mypy(shell: Shell) -> None:
+    """Strict types: what runs on the hosts for the Python of Ubuntu 22.04, the rest for the oldest controller's."""
+    sides = {"3.10": files("plugins/*.py", "roles/*.py"), "3.11": files("tests/*.py")}
+    errors = []
+    for version, sources in sides.items():
+        if sources:
+            try:
+                shell.run("mypy", "--python-version", version, "--cache-dir", f".cache/mypy-{version}", *sources)
+            except GateError:
+                errors.append(version)
+    if errors:
+        raise GateError(f"type errors under Python {' and '.join(errors)}")
+
+
+def yamllint(shell: Shell) -> None:
+    """Strict lint of all YAML."""
+    shell.run("yamllint", "--strict", ".")
+
+
+def ansible_lint(shell: Shell) -> None:
+    """Profile production with the settings of .config/ansible-lint.yml; a warning is a failure too."""
+    shell.run("ansible-lint", "--offline", "--strict", "--profile", "production")
+
+
+def codespell(shell: Shell) -> None:
+    """Spelling, of the files that git tracks or would track."""
+    shell.run("codespell", "--toml", "pyproject.toml", *files())
+
+
+def syntax(shell: Shell) -> None:
+    """Parse every playbook and every inventory."""
+    playbooks = files("playbooks/*.yml")
+    top = [path for path in playbooks if path.parent == Path("playbooks") and not path.name.endswith(".meta.yml")]
+    if not top:
+        raise GateError("there is no playbook in playbooks/")
+    plain = {"ANSIBLE_INJECT_FACT_VARS": "false"}
+    shell.run("ansible-playbook", "--syntax-check", "-i", "localhost,", *top, env=plain)
+    for inventory in sorted({Path(*path.parts[:2]) for path in files("inventories") if len(path.parts) > 2}):
+        shell.run(
+            "ansible-inventory",
+            "-i",
+            inventory,
+            "--list",
+            env=plain | {"ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true"},
+        )
+
+
+def unit(shell: Shell) -> None:
+    """Unit and spec tests; a warning is a failure."""
+    shell.run("pytest", "-W", "error", *[path for path in ("tests/unit", "tests/spec") if (ROOT / path).is_dir()])
+
+
+def testbed(shell: Shell) -> None:
+    """Bring the fleet of the molecule scenarios up."""
+    shell.run("python", "-m", "testbed", "up", "--fleet", "molecule", env={"PYTHONPATH": "tests"})
+
+
+def own_deprecations(lines: list[str]) -> list[str]:
+    """The deprecation warnings of ansible-core in `lines` that come from this tree: `<warning> (<origin>)`, each once."""
+    found: dict[str, None] = {}
+    for number, line in enumerate(lines):
+        if _DEPRECATION not in line:
+            continue
+        following = lines[number + 1 : number + 12]
+        origin = next((match[1] for text in following if (match := re.match(r"\s*Origin: (.+)", text))), "")
+        ours = origin.startswith(f"{ROOT}/") and not origin.startswith(f"{ROOT}/.venv/")
+        if ours or "h20.fleet" in line:
+            found[f"{line.split(_DEPRECATION, 1)[1].lstrip(': ')} ({origin or 'no origin'})"] = None
+    return list(found)
+
+
+def molecule(shell: Shell) -> None:
+    """Run every scenario; a deprecation that our own tree causes is a failure."""
+    if not files("molecule/*/molecule.yml"):
+        raise GateError("there is no scenario in molecule/")
+    lines = shell.run(
+        "molecule",
+        "test",
+        "--all",
+        env={"MOLECULE_GLOB": "molecule/*/molecule.yml", "ANSIBLE_DEPRECATION_WARNINGS": "true", "PYTHONPATH": "tests"},
+        limit_s=7200,
+    )
+    fail_with(own_deprecations(lines), "deprecations in this tree", shell)
