@@ -7,6 +7,8 @@ error a user sees, and long work that shows where it is.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shlex
 import subprocess
 import time
@@ -59,7 +61,24 @@ def run(subject: str, command: Sequence[str], log: Path) -> None:
             process.wait()
             raise
     if code:
-        raise SetupError(f"`{shlex.join(command)[:160]}` ended with status {code}. Its last lines (all of them: {log}):\n{last_lines(log, 15)}")
+        raise SetupError(
+            f"`{shlex.join(command)[:160]}` ended with status {code}. Its last lines (all of them: {log}):\n{last_lines(log, 15)}"
+        )
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Run the body while no other command of this working copy's test bed runs; wait for its end first, and say so."""
+    folder = os.open(Path(__file__).parent, os.O_RDONLY)  # locked itself: it is the one thing here that no verb removes
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("testbed", "waiting for another command of this test bed to end")
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 @dataclass

@@ -8,12 +8,14 @@ import sys
 
 from docker.errors import DockerException
 
-from testbed import SetupError, Stopwatch, engine, fleet, say
+from testbed import SetupError, Stopwatch, alone, engine, fleet, say
 
 
 def arguments() -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(prog="testbed", description="Containers that boot systemd and play bare H20 hosts.")
+    parser = argparse.ArgumentParser(
+        prog="testbed", description="Containers that boot systemd and play bare H20 hosts."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="up | down | clean | status")
     helps = {
         "up": "bring a fleet up, or bring back what of it is missing",
@@ -24,7 +26,9 @@ def arguments() -> argparse.Namespace:
     for verb, text in helps.items():
         command = verbs.add_parser(verb, help=text, description=text)
         if verb != "clean":
-            command.add_argument("--fleet", default=None if verb == "status" else "demo", help=f"one of: {', '.join(fleet.names())}")
+            command.add_argument(
+                "--fleet", default=None if verb == "status" else "demo", help=f"one of: {', '.join(fleet.names())}"
+            )
     return parser.parse_args()
 
 
@@ -32,16 +36,19 @@ def act(options: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     if options.verb == "up":
         watch = Stopwatch()
-        fleet.up(fleet.load(options.fleet), watch)
+        with alone():
+            fleet.up(fleet.load(options.fleet), watch)
         say("time", watch.summary())
-        return
-    client = engine.connect()
-    if client is None:
-        raise SetupError("No container engine answers, so there is nothing to see or to remove. `up` starts one, or says how.")
-    if options.verb == "down":
-        fleet.down(client, options.fleet)
     elif options.verb == "clean":
-        fleet.clean(client)
+        with alone():
+            fleet.clean(engine.connect())
+    elif (client := engine.connect()) is None:
+        raise SetupError(
+            "No container engine answers, so there is nothing to see or to remove. `up` starts one, or says how."
+        )
+    elif options.verb == "down":
+        with alone():
+            fleet.down(client, options.fleet)
     else:
         print(fleet.status(client, [options.fleet] if options.fleet else fleet.names()))
 
@@ -54,7 +61,10 @@ def main() -> int:
         print(f"testbed: {error}", file=sys.stderr)
         return 1
     except DockerException as error:
-        print(f"testbed: the container engine refuses: {error}\nSee `docker ps -a` and `docker info`; `down`, then `up` starts afresh.", file=sys.stderr)
+        print(
+            f"testbed: the container engine refuses: {error}\nSee `docker ps -a` and `docker info`; `down`, then `up` starts afresh.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("\ntestbed: interrupted. What exists stays: `up` goes on from here, `down` removes it.", file=sys.stderr)

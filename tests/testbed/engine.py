@@ -18,7 +18,9 @@ from docker.errors import DockerException
 
 from testbed import HEARTBEAT, STATE, SetupError, last_lines, run, say
 
-RECORD = STATE / "engine.json"  # {"installed": bool, "started": "systemd" | "dockerd" | "", "pid": int}: what clean has to undo
+RECORD = (
+    STATE / "engine.json"
+)  # {"installed": bool, "started": "systemd" | "dockerd" | "", "pid": int}: what clean has to undo
 LOG = STATE / "dockerd.log"
 SOCKET = Path("/var/run/docker.sock")
 START_TIMEOUT = 60.0  # seconds
@@ -42,7 +44,9 @@ def ensure() -> DockerClient:
     if (client := connect()) is not None:
         return client
     if host := os.environ.get("DOCKER_HOST"):
-        raise SetupError(f"The container engine at DOCKER_HOST={host} does not answer. Start it, or unset DOCKER_HOST to use the one of this machine.")
+        raise SetupError(
+            f"The container engine at DOCKER_HOST={host} does not answer. Start it, or unset DOCKER_HOST to use the one of this machine."
+        )
     if os.geteuid() != 0:
         raise SetupError(advice())
     installed = shutil.which("dockerd") is None
@@ -55,7 +59,9 @@ def advice() -> str:
     """Return what a user who is not root has to type to get an engine that answers."""
     if SOCKET.exists() and not os.access(SOCKET, os.R_OK | os.W_OK):
         return 'A container engine runs, but this user may not talk to it. Type: sudo usermod -aG docker "$USER" && newgrp docker'
-    start_it = "sudo systemctl start docker" if under_systemd() else "sudo sh -c 'nohup dockerd >/var/log/dockerd.log 2>&1 &'"
+    start_it = (
+        "sudo systemctl start docker" if under_systemd() else "sudo sh -c 'nohup dockerd >/var/log/dockerd.log 2>&1 &'"
+    )
     if shutil.which("dockerd"):
         return f"No container engine answers. Type: {start_it}"
     return f'No container engine is installed. Type: sudo apt-get install docker.io && {start_it} && sudo usermod -aG docker "$USER" && newgrp docker'
@@ -64,13 +70,19 @@ def advice() -> str:
 def install(package: str, program: str) -> None:
     """Install `package` for `program` by apt-get; SetupError where there is no apt-get or no right to use it."""
     if shutil.which("apt-get") is None:
-        raise SetupError(f"{program} is missing and this machine has no apt-get: install {program} by its own package manager and run this again.")
+        raise SetupError(
+            f"{program} is missing and this machine has no apt-get: install {program} by its own package manager and run this again."
+        )
     if os.geteuid() != 0:
         raise SetupError(f"{program} is missing. Type: sudo apt-get install {package}")
     say(package, f"installing it by apt-get, since {program} is missing here (it stays installed)")
     apt_get = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=120"]
     run(package, [*apt_get, "update"], STATE / "log" / "apt-update.log")
-    run(package, [*apt_get, "install", "--yes", "--no-install-recommends", package], STATE / "log" / f"apt-{package}.log")
+    run(
+        package,
+        [*apt_get, "install", "--yes", "--no-install-recommends", package],
+        STATE / "log" / f"apt-{package}.log",
+    )
 
 
 def under_systemd() -> bool:
@@ -104,7 +116,9 @@ def wait_for_answer(daemon: subprocess.Popen[bytes] | None) -> DockerClient:
             spoken = time.monotonic()
             say("engine", f"{spoken - started:4.0f} s  waiting for its answer")
         time.sleep(0.3)
-    raise SetupError(f"dockerd does not answer. Its last lines (all of them: {LOG}, or journalctl -u docker):\n{last_lines(LOG, 15)}")
+    raise SetupError(
+        f"dockerd does not answer. Its last lines (all of them: {LOG}, or journalctl -u docker):\n{last_lines(LOG, 15)}"
+    )
 
 
 def record(installed: bool, started: str, pid: int) -> None:
@@ -114,7 +128,9 @@ def record(installed: bool, started: str, pid: int) -> None:
 
 def recorded() -> dict[str, Any]:
     """Return what `record` wrote (its shape is described at RECORD)."""
-    known: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {"installed": False, "started": "", "pid": 0}
+    known: dict[str, Any] = (
+        json.loads(RECORD.read_text()) if RECORD.exists() else {"installed": False, "started": "", "pid": 0}
+    )
     return known
 
 
@@ -132,13 +148,17 @@ def release(client: DockerClient, known: dict[str, Any]) -> None:
         await_end(known["pid"])
         say("engine", "stopped")
     if known["installed"]:
-        say("engine", "the package docker.io stays installed; to remove it: apt-get purge docker.io && apt-get autoremove")
+        say(
+            "engine",
+            "the package docker.io stays installed; to remove it: apt-get purge docker.io && apt-get autoremove",
+        )
 
 
 def is_dockerd(pid: int) -> bool:
-    """Tell whether process `pid` is (still) a Docker daemon and not a later process of the same number."""
-    name = Path(f"/proc/{pid}/comm")
-    return name.exists() and name.read_text().strip() == "dockerd"
+    """Tell whether process `pid` is a Docker daemon that runs: neither a later process of the same number nor one that ended and waits to be reaped."""
+    status = Path(f"/proc/{pid}/status")
+    fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines()) if status.exists() else {}
+    return fields.get("Name") == "dockerd" and not fields["State"].startswith("Z")
 
 
 def await_end(pid: int) -> None:

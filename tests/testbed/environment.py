@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
+PIP_OPTIONS = ("index-url", "extra-index-url", "find-links", "cert", "proxy")
+PIP_VARIABLES = {option: f"PIP_{option.upper().replace('-', '_')}" for option in PIP_OPTIONS}
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
 
@@ -59,7 +61,10 @@ def read(environ: Mapping[str, str] = os.environ, pip_list: str | None = None) -
     index_url = pip.get("index-url") or environ.get("UV_DEFAULT_INDEX") or environ.get("UV_INDEX_URL") or ""
     uv_indexes = f"{environ.get('UV_INDEX', '')} {environ.get('UV_EXTRA_INDEX_URL', '')}".split()
     authorities = (pip.get("cert", ""), *(environ.get(name, "") for name in CA_VARIABLES))
-    proxies = {scheme: environ.get(f"{scheme}_proxy") or environ.get(f"{scheme.upper()}_PROXY") or "" for scheme in ("http", "https", "no")}
+    proxies = {
+        scheme: environ.get(f"{scheme}_proxy") or environ.get(f"{scheme.upper()}_PROXY") or ""
+        for scheme in ("http", "https", "no")
+    }
     return Environment(
         index_url=unnamed(index_url),
         extra_index_urls=unique([*pip.get("extra-index-url", "").split(), *map(unnamed, uv_indexes)]),
@@ -71,15 +76,10 @@ def read(environ: Mapping[str, str] = os.environ, pip_list: str | None = None) -
     )
 
 
-PIP_OPTIONS = ("index-url", "extra-index-url", "find-links", "cert", "proxy")
-PIP_VARIABLES = {option: f"PIP_{option.upper().replace('-', '_')}" for option in PIP_OPTIONS}
-
-
 def pip_config_list() -> str:
     """Return the text of `pip config list` of this interpreter, of the pip on PATH where this one has none, "" without any pip."""
-    for command in ([sys.executable, "-m", "pip"], [shutil.which("pip3") or "pip3"]):
-        if command[0] == "pip3":
-            continue
+    commands = [[sys.executable, "-m", "pip"], *([pip] for pip in [shutil.which("pip3"), shutil.which("pip")] if pip)]
+    for command in commands:
         answer = subprocess.run([*command, "config", "list"], capture_output=True, text=True, check=False)
         if answer.returncode == 0:
             return answer.stdout

@@ -6,15 +6,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shlex
 import shutil
 import socket
 import subprocess
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,21 @@ from docker.models.containers import Container
 from docker.models.networks import Network
 from docker.types import IPAMConfig, IPAMPool
 
-from testbed import HEARTBEAT, LABEL, ROOT, ROOT_LABEL, STATE, SetupError, Stopwatch, engine, hardware, hub, image, nvidia, say
+from testbed import (
+    HEARTBEAT,
+    LABEL,
+    ROOT,
+    ROOT_LABEL,
+    STATE,
+    SetupError,
+    Stopwatch,
+    engine,
+    hardware,
+    hub,
+    image,
+    nvidia,
+    say,
+)
 from testbed.environment import Environment
 from testbed.environment import read as read_environment
 
@@ -84,7 +100,9 @@ class Plan:
     @property
     def spec(self) -> str:
         """A hash of all of it: another hash is another container."""
-        return hashlib.sha256(json.dumps([self.address, self.options, self.aliases], sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(
+            json.dumps([self.address, self.options, self.aliases], sort_keys=True).encode()
+        ).hexdigest()[:12]
 
 
 # -- the description -------------------------------------------------------------------------------------------------------------------------
@@ -109,7 +127,9 @@ def parse(name: str, text: str) -> Fleet:
         hosts = yaml.safe_load(text)["hosts"]
         return Fleet(name, tuple(Host(host, **settings) for host, settings in hosts.items()))
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise SetupError(f"fleets/{name}.yml is not a fleet ({error}). Each host needs `hardware` and may have `tmpfs`.") from error
+        raise SetupError(
+            f"fleets/{name}.yml is not a fleet ({error}). Each host needs `hardware` and may have `tmpfs`."
+        ) from error
 
 
 # -- the containers --------------------------------------------------------------------------------------------------------------------------
@@ -138,7 +158,7 @@ def host_plan(fleet: Fleet, host: Host, address: str, reference: str, folders: S
         "cap_add": ["SYS_ADMIN", "NET_ADMIN"],
         "security_opt": ["seccomp=unconfined", "apparmor=unconfined"],
         "shm_size": "1g",
-        "tmpfs": {"/run": "", "/run/lock": "", "/tmp": "exec", **host.tmpfs},
+        "tmpfs": {"/run": "", "/run/lock": "", "/tmp": "exec", **host.tmpfs},  # noqa: S108 - the mount point inside
         "volumes": [
             "/sys/fs/cgroup:/sys/fs/cgroup:rw",
             f"{parts / 'pci'}:/sys/bus/pci/devices:ro",
@@ -156,12 +176,26 @@ def service_plans(fleet: Fleet, where: Mapping[str, str], reference: str) -> lis
     program = Path(hub.__file__).with_name("server.py")
     mirror = ["python3", "-m", "http.server", "80", "--directory", "/srv/root"]
     return [
-        service_plan(fleet, "hub", where, reference, ["python3", "/srv/server.py", "--root", "/srv/root", "--port", "80"], [program]),
+        service_plan(
+            fleet,
+            "hub",
+            where,
+            reference,
+            ["python3", "/srv/server.py", "--root", "/srv/root", "--port", "80"],
+            [program],
+        ),
         service_plan(fleet, "mirror", where, reference, mirror, []),
     ]
 
 
-def service_plan(fleet: Fleet, service: str, where: Mapping[str, str], reference: str, command: Sequence[str], programs: Sequence[Path]) -> Plan:
+def service_plan(
+    fleet: Fleet,
+    service: str,
+    where: Mapping[str, str],
+    reference: str,
+    command: Sequence[str],
+    programs: Sequence[Path],
+) -> Plan:
     """Return the container that serves the folder `service` at http://<service>.test; a program that changes makes another container."""
     name = f"{fleet.name}-{service}"
     sources = "".join(program.read_text() for program in programs)
@@ -173,7 +207,10 @@ def service_plan(fleet: Fleet, service: str, where: Mapping[str, str], reference
         "environment": {"PYTHONUNBUFFERED": "1"},
         "stop_signal": "SIGINT",  # Python as PID 1 heeds it, unlike SIGTERM
         "restart_policy": {"Name": "always"},
-        "volumes": [f"{SERVICES / service}:/srv/root:ro", *(f"{program}:/srv/{program.name}:ro" for program in programs)],
+        "volumes": [
+            f"{SERVICES / service}:/srv/root:ro",
+            *(f"{program}:/srv/{program.name}:ro" for program in programs),
+        ],
     }
     return Plan(name, where[name], options, (f"{service}.test",))
 
@@ -187,7 +224,11 @@ def existing(client: DockerClient, name: str) -> Container | None:
     if container.labels.get(ROOT_LABEL) == str(ROOT):
         return container
     owner = container.labels.get(ROOT_LABEL)
-    whose = f"belongs to the test bed of {owner}: take that down first" if owner else f"is not the test bed's: rename it or remove it (docker rm -f {name})"
+    whose = (
+        f"belongs to the test bed of {owner}: take that down first"
+        if owner
+        else f"is not the test bed's: rename it or remove it (docker rm -f {name})"
+    )
     raise SetupError(f"The container {name} exists and {whose}.")
 
 
@@ -215,7 +256,9 @@ def create(client: DockerClient, fleet: Fleet, plan: Plan) -> Container:
     """Create the container of `plan` at its address."""
     endpoint = client.api.create_endpoint_config(ipv4_address=plan.address, aliases=list(plan.aliases))
     options = {**plan.options, "labels": {**plan.options["labels"], SPEC_LABEL: plan.spec}}
-    return client.containers.create(name=plan.name, network=fleet.network, networking_config={fleet.network: endpoint}, **options)
+    return client.containers.create(
+        name=plan.name, network=fleet.network, networking_config={fleet.network: endpoint}, **options
+    )
 
 
 def ensure_network(client: DockerClient, fleet: Fleet) -> IPv4Network:
@@ -225,7 +268,9 @@ def ensure_network(client: DockerClient, fleet: Fleet) -> IPv4Network:
     """
     for network in client.networks.list(names=[f"^{fleet.network}$"]):
         if labels_of(network).get(ROOT_LABEL) != str(ROOT):
-            raise SetupError(f"The network {fleet.network} exists and is not this test bed's. Remove it: docker network rm {fleet.network}")
+            raise SetupError(
+                f"The network {fleet.network} exists and is not this test bed's. Remove it: docker network rm {fleet.network}"
+            )
         return subnet_of(network)
     probe = client.networks.create(f"{fleet.network}-probe", labels=fleet.labels)
     try:
@@ -255,11 +300,22 @@ def labels_of(network: Network) -> dict[str, str]:
 def output(container: Container, *command: str) -> str:
     """Return what `command` prints inside; "" where the container does not run (it may be between two boots)."""
     try:
-        return str(container.exec_run(list(command)).output.decode(errors="replace").strip())
+        printed = container.exec_run(list(command)).output
     except APIError as error:
         if error.status_code in (404, 409):
             return ""
         raise
+    return text(printed)
+
+
+def last_words(container: Container) -> str:
+    """Return the last lines that the container's first process wrote."""
+    return text(container.logs(tail=15))
+
+
+def text(printed: bytes | Iterable[bytes]) -> str:
+    """Return what the engine hands over as bytes or as a stream of them."""
+    return (printed if isinstance(printed, bytes) else b"".join(printed)).decode(errors="replace").strip()
 
 
 def wait_for_boot(hosts: Mapping[str, Container], where: Mapping[str, str]) -> None:
@@ -268,7 +324,7 @@ def wait_for_boot(hosts: Mapping[str, Container], where: Mapping[str, str]) -> N
     Raises SetupError with the last lines of a host's journal when that takes longer than BOOT_TIMEOUT.
     """
     started = spoken = time.monotonic()
-    pending = {name: "not started" for name in hosts}
+    pending = dict.fromkeys(hosts, "not started")
     while pending:
         for name in list(pending):
             pending[name] = boot_state(hosts[name], where[name])
@@ -277,11 +333,17 @@ def wait_for_boot(hosts: Mapping[str, Container], where: Mapping[str, str]) -> N
         now = time.monotonic()
         if pending and now - started > BOOT_TIMEOUT:
             name = next(iter(pending))
-            journal = output(hosts[name], "journalctl", "--no-pager", "-n", "15") or hosts[name].logs(tail=15).decode(errors="replace")
-            raise SetupError(f"{name} did not boot in {BOOT_TIMEOUT:.0f} s ({pending[name]}). Look inside: docker exec -it {name} bash. It says:\n{journal}")
+            journal = output(hosts[name], "journalctl", "--no-pager", "-n", "15") or last_words(hosts[name])
+            raise SetupError(
+                f"{name} did not boot in {BOOT_TIMEOUT:.0f} s ({pending[name]}). Look inside: docker exec -it {name} bash. It says:\n{journal}"
+            )
         if pending and now - spoken > HEARTBEAT:
             spoken = now
-            say("hosts", f"{now - started:4.0f} s  " + ", ".join(f"{name} {state or 'starting'}" for name, state in pending.items()))
+            say(
+                "hosts",
+                f"{now - started:4.0f} s  "
+                + ", ".join(f"{name} {state or 'starting'}" for name, state in pending.items()),
+            )
         time.sleep(0.2)
 
 
@@ -302,7 +364,11 @@ def greets(address: str, port: int, greeting: bytes) -> bool:
 
 def report_boot(name: str, container: Container, state: str, seconds: float) -> None:
     """Say that `name` has booted, and which units failed."""
-    failed = output(container, "systemctl", "list-units", "--failed", "--plain", "--no-legend") if state == "degraded" else ""
+    failed = (
+        output(container, "systemctl", "list-units", "--failed", "--plain", "--no-legend")
+        if state == "degraded"
+        else ""
+    )
     units = ", ".join(line.split()[0] for line in failed.splitlines())
     say(name, f"{seconds:4.0f} s  booted" + (f", but these units failed: {units}" if units else ""))
 
@@ -312,7 +378,7 @@ def wait_for_service(container: Container, address: str) -> None:
     deadline = time.monotonic() + 20
     while not greets(address, 80, b""):
         if time.monotonic() > deadline:
-            raise SetupError(f"{container.name} does not answer at {address}:80. It says:\n{container.logs(tail=15).decode(errors='replace')}")
+            raise SetupError(f"{container.name} does not answer at {address}:80. It says:\n{last_words(container)}")
         time.sleep(0.1)
 
 
@@ -325,7 +391,9 @@ def ensure_key() -> str:
         if shutil.which("ssh-keygen") is None:
             raise SetupError("ssh-keygen is missing. Type: sudo apt-get install openssh-client")
         KEY.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "h20-fleet-testbed", "-f", str(KEY)], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "h20-fleet-testbed", "-f", str(KEY)], check=True
+        )
     return KEY.with_suffix(".pub").read_text()
 
 
@@ -343,11 +411,9 @@ def authorize(container: Container, public_key: str) -> None:
 
 def known_hosts(hosts: Mapping[str, Container], where: Mapping[str, str]) -> str:
     """Return the known_hosts file of the fleet, from the keys that lie in the hosts themselves."""
-    lines = []
-    for name, container in hosts.items():
-        for key in output(container, "sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub").splitlines():
-            lines.append(f"{name},{where[name]} {' '.join(key.split()[:2])}\n")
-    return "".join(lines)
+    read = ("sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub")
+    keys = [(name, key.split()[:2]) for name, host in hosts.items() for key in output(host, *read).splitlines()]
+    return "".join(f"{name},{where[name]} {' '.join(key)}\n" for name, key in keys)
 
 
 def ssh_config(fleet: Fleet, where: Mapping[str, str]) -> str:
@@ -363,32 +429,53 @@ def ssh_config(fleet: Fleet, where: Mapping[str, str]) -> str:
 """
 
 
-def limit(container: Container, directive: str, name: str) -> int | str:
-    """Return the highest value that a unit in the host may ask for by `directive`, "infinity" where that is granted.
-
-    Asked of systemd by starting a unit; where infinity is refused, PID 1's own hard limit (`name` in /proc/1/limits) is the highest.
-    """
-    ask = ["systemd-run", "--quiet", "--wait", "--collect", f"--property={directive}=infinity", "true"]
-    if container.exec_run(ask).exit_code == 0:
-        return "infinity"
-    hard = next(line for line in output(container, "cat", "/proc/1/limits").splitlines() if line.startswith(name))
-    value = hard[len(name) :].split()[1]
-    return "infinity" if value == "unlimited" else int(value)
-
-
 def limits(container: Container) -> dict[str, int | str]:
-    """Return what a unit may ask for here: `nofile` in files, `memlock` in bytes, or "infinity"."""
-    return {"nofile": limit(container, "LimitNOFILE", "Max open files"), "memlock": limit(container, "LimitMEMLOCK", "Max locked memory")}
+    """Return what a unit is granted that asks for infinity: `nofile` in files, `memlock` in bytes, or "infinity".
+
+    systemd starts a unit that asks for more than it may give and grants the highest it may, so only a unit can tell.
+    """
+    ask = [
+        "systemd-run",
+        "--quiet",
+        "--wait",
+        "--collect",
+        "--pipe",
+        "--property=LimitNOFILE=infinity",
+        "--property=LimitMEMLOCK=infinity",
+    ]
+    granted = output(container, *ask, "cat", "/proc/self/limits")
+    return {"nofile": hard_limit(granted, "Max open files"), "memlock": hard_limit(granted, "Max locked memory")}
 
 
-def description(fleet: Fleet, settings: Environment, where: Mapping[str, str], fingerprint: str, found: Mapping[str, int | str]) -> dict[str, Any]:
+def hard_limit(table: str, name: str) -> int | str:
+    """Return the hard limit called `name` from the text of a /proc/<pid>/limits."""
+    match = re.search(rf"^{name}\s+\S+\s+(\S+)", table, re.MULTILINE)
+    if match is None:
+        raise SetupError(f"A host does not tell its limits ({name}); systemd-run there says: {table or 'nothing'}")
+    return "infinity" if match[1] == "unlimited" else int(match[1])
+
+
+def description(
+    fleet: Fleet, settings: Environment, where: Mapping[str, str], fingerprint: str, found: Mapping[str, int | str]
+) -> dict[str, Any]:
     """Return environment.json: what an inventory has to know of this fleet and of the machine it runs on."""
     known = settings.as_json()
     if settings.http_proxy or settings.https_proxy:  # what is in the fleet's own network is not behind the proxy
-        inside = [*filter(None, [settings.no_proxy]), *SERVICE_NAMES, *(host.name for host in fleet.hosts), *where.values()]
+        inside = [
+            *filter(None, [settings.no_proxy]),
+            *SERVICE_NAMES,
+            *(host.name for host in fleet.hosts),
+            *where.values(),
+        ]
         known["proxy"]["no_proxy"] = ",".join(inside)
     hosts = {host.name: {"address": where[host.name]} for host in fleet.hosts}
-    return {"fleet": fleet.name, **known, "nvidia": {"key_fingerprint": fingerprint}, "limits": dict(found), "hosts": hosts}
+    return {
+        "fleet": fleet.name,
+        **known,
+        "nvidia": {"key_fingerprint": fingerprint},
+        "limits": dict(found),
+        "hosts": hosts,
+    }
 
 
 def write(path: Path, text: str) -> None:
@@ -430,7 +517,10 @@ def up(fleet: Fleet, watch: Stopwatch) -> None:
         write(fleet.state / "ssh_config", ssh_config(fleet, where))
         known = description(fleet, settings, where, fingerprint, limits(next(iter(hosts.values()))))
         write(fleet.state / "environment.json", json.dumps(known, indent=2) + "\n")
-    say("fleet", f"{fleet.name} is up: ssh -F {shlex.quote(str((fleet.state / 'ssh_config').relative_to(ROOT)))} {fleet.hosts[0].name}")
+    say(
+        "fleet",
+        f"{fleet.name} is up: ssh -F {shlex.quote(str((fleet.state / 'ssh_config').relative_to(ROOT)))} {fleet.hosts[0].name}",
+    )
 
 
 def refuse_strangers(client: DockerClient, fleet: Fleet) -> None:
@@ -439,7 +529,9 @@ def refuse_strangers(client: DockerClient, fleet: Fleet) -> None:
         existing(client, name)
     for host in fleet.hosts:
         if existing(client, host.name) and not (fleet.state / "hosts" / host.name).exists():
-            raise SetupError(f"{host.name} exists, but its state under {fleet.state} is gone. Take the fleet down first: python -m testbed down --fleet {fleet.name}")
+            raise SetupError(
+                f"{host.name} exists, but its state under {fleet.state} is gone. Take the fleet down first: python -m testbed down --fleet {fleet.name}"
+            )
 
 
 def build_services() -> str:
@@ -462,7 +554,10 @@ def ensure_containers(
     services = service_plans(fleet, where, reference)
     hosts = [host_plan(fleet, host, where[host.name], reference, folders) for host in fleet.hosts]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        done = {plan.name: pool.submit(ensure_container, client, fleet, plan, plan in services) for plan in [*services, *hosts]}
+        done = {
+            plan.name: pool.submit(ensure_container, client, fleet, plan, plan in services)
+            for plan in [*services, *hosts]
+        }
     for name, result in done.items():
         say(name, result.result())
     return {name: client.containers.get(name) for name in done}
@@ -470,7 +565,7 @@ def ensure_containers(
 
 def down(client: DockerClient, name: str) -> None:
     """Remove the containers, the network and the state of the fleet `name`. The image and the caches stay."""
-    ours = {"label": [f"{LABEL}={name}", f"{ROOT_LABEL}={ROOT}"]}
+    ours: dict[str, Any] = {"label": [f"{LABEL}={name}", f"{ROOT_LABEL}={ROOT}"]}
     containers = client.containers.list(all=True, filters=ours)
     with ThreadPoolExecutor(max_workers=4) as pool:
         list(pool.map(lambda container: container.remove(force=True, v=True), containers))
@@ -484,21 +579,38 @@ def down(client: DockerClient, name: str) -> None:
         say("fleet", f"{name} is not up")
 
 
-def clean(client: DockerClient) -> None:
-    """Remove every fleet, the images, the caches, all state, and stop the engine if it was started here."""
+def clean(client: DockerClient | None) -> None:
+    """Remove every fleet, the images, the caches, all state, and stop the engine if it was started here.
+
+    Without an engine that answers (None) there is only state to remove.
+    """
+    if client is None:
+        say(
+            "engine", f"none answers: containers and images, if there are any, stay in it; only {STATE.name} is removed"
+        )
+        if STATE.exists():
+            shutil.rmtree(STATE)
+        return
     known = engine.recorded()
-    mine = [*client.containers.list(all=True, filters={"label": f"{ROOT_LABEL}={ROOT}"}), *client.networks.list(filters={"label": f"{ROOT_LABEL}={ROOT}"})]
-    for name in sorted({labels_of(one)[LABEL] if isinstance(one, Network) else one.labels[LABEL] for one in mine}):
+    for name in fleets_there(client):
         down(client, name)
     remove_tree(client, STATE)
     for volume in client.volumes.list(filters={"label": f"{LABEL}=cache"}):
         attempt(str(volume.name), volume.remove)
-    for picture in client.images.list(filters={"label": f"{LABEL}=image"}):
-        attempt(picture.tags[0] if picture.tags else str(picture.id), lambda picture=picture: client.images.remove(picture.id, force=True))  # type: ignore[misc]
+    for built in client.images.list(filters={"label": f"{LABEL}=image"}):
+        attempt(", ".join(built.tags), partial(client.images.remove, str(built.id), force=True))
     engine.release(client, known)
 
 
-def attempt(subject: str, remove: Any) -> None:
+def fleets_there(client: DockerClient) -> list[str]:
+    """Return the names of the fleets of this working copy that have a container or a network, be there a file for them or not."""
+    ours: dict[str, Any] = {"label": f"{ROOT_LABEL}={ROOT}"}
+    found = [container.labels for container in client.containers.list(all=True, filters=ours)]
+    found += [labels_of(network) for network in client.networks.list(filters=ours)]
+    return sorted({labels[LABEL] for labels in found})
+
+
+def attempt(subject: str, remove: Callable[[], object]) -> None:
     """Call `remove`, and say whether `subject` is gone or who keeps it."""
     try:
         remove()
@@ -517,7 +629,12 @@ def remove_tree(client: DockerClient, tree: Path) -> None:
     except FileNotFoundError:
         return
     except PermissionError:
-        client.containers.run(image.ensure(client), ["find", "/state", "-mindepth", "1", "-delete"], volumes=[f"{tree}:/state:rw"], remove=True)
+        client.containers.run(
+            image.ensure(client),
+            ["find", "/state", "-mindepth", "1", "-delete"],
+            volumes=[f"{tree}:/state:rw"],
+            remove=True,
+        )
         shutil.rmtree(tree)
 
 
@@ -533,4 +650,6 @@ def status(client: DockerClient, wanted: Sequence[str]) -> str:
         if not found:
             rows.append((name, "-", "down", "", ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -20,14 +20,12 @@ from docker import DockerClient
 from testbed import LABEL, STATE, SetupError, engine, run, say
 
 REPOSITORY = "h20-fleet/host"
-PACKAGES = (
-    "systemd systemd-sysv dbus kmod procps iproute2 openssh-server sudo python3 python3-apt ca-certificates curl".split()
-)
+PACKAGES = "systemd,systemd-sysv,dbus,kmod,procps,iproute2,openssh-server,sudo,python3,python3-apt,ca-certificates,curl"
 
 # Runs in the new root. Host keys and the machine id are left to the first boot: every host has its own, as after a real installation.
 # The background jobs of apt would take its lock at random moments and fetch the same lists once a host.
 SETUP = """
-useradd --create-home --shell /bin/bash --uid 1000 ops
+useradd --create-home --groups adm --shell /bin/bash --uid 1000 ops
 install -d -m 0700 -o ops -g ops /home/ops/.ssh
 echo 'ops ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/ops
 chmod 0440 /etc/sudoers.d/ops
@@ -60,7 +58,7 @@ class Recipe:
     mirror: str
     architecture: str
     apt_options: tuple[str, ...]
-    packages: tuple[str, ...] = tuple(PACKAGES)
+    packages: str = PACKAGES
     setup: str = SETUP
 
     @property
@@ -72,9 +70,18 @@ class Recipe:
         """Return the mmdebstrap command that writes the root file system as the tar file `archive`."""
         options = [f"--aptopt={option}" for option in self.apt_options]
         setup = f'chroot "$1" sh -euc {shlex.quote(self.setup)}'
-        include = f"--include={','.join(self.packages)}"
+        include = f"--include={self.packages}"
         mirror = [self.mirror] if self.mirror else []
-        return ["mmdebstrap", "--variant=minbase", include, *options, f"--customize-hook={setup}", self.suite, archive, *mirror]
+        return [
+            "mmdebstrap",
+            "--variant=minbase",
+            include,
+            *options,
+            f"--customize-hook={setup}",
+            self.suite,
+            archive,
+            *mirror,
+        ]
 
 
 def apt_proxies(dump: str, environ: Mapping[str, str]) -> tuple[str, ...]:
