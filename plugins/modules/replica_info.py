@@ -1,0 +1,98 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Read-only description of what a host serves."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: replica_info
+short_description: Describe the release, the model and the instances of a host
+version_added: 1.0.0
+description:
+  - Reads the current release, the configuration of every instance and the state of its unit, and changes nothing.
+options:
+  current:
+    description: Symbolic link to the release that serves.
+    type: path
+    default: /opt/vllm/current
+  configuration:
+    description: Folder of the configuration files of the instances.
+    type: path
+    default: /etc/vllm
+attributes:
+  check_mode:
+    description: Reads only, so it answers the same in check mode.
+    support: full
+  diff_mode:
+    description: Nothing changes, so there is no diff.
+    support: none
+author:
+  - h20.fleet maintainers (@h20-fleet)
+"""
+
+EXAMPLES = r"""
+- name: See what the host serves
+  h20.fleet.replica_info:
+  register: replica
+"""
+
+RETURN = r"""
+release:
+  description: Name of the current release; empty where there is none.
+  returned: always
+  type: str
+  sample: "2026.11"
+model:
+  description: Repository of the current release's model; empty where there is none.
+  returned: always
+  type: str
+revision:
+  description: Revision of the current release's model; empty where there is none.
+  returned: always
+  type: str
+instances:
+  description: Each configured instance, with name and state of its unit.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{name: deepseek-v3, state: active}]
+"""
+
+import json
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "current": {"type": "path", "default": "/opt/vllm/current"},
+            "configuration": {"type": "path", "default": "/etc/vllm"},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        record = json.loads((Path(module.params["current"]) / "release.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        record = {}
+    systemctl = module.get_bin_path("systemctl", required=True)
+    instances = []
+    for path in sorted(Path(module.params["configuration"]).glob("*.yaml")):
+        state = module.run_command(
+            [systemctl, "show", "--value", "--property=ActiveState", f"vllm@{path.stem}.service"]
+        )[1]
+        instances.append({"name": path.stem, "state": state.strip()})
+    model = record.get("model", {})
+    module.exit_json(
+        changed=False,
+        release=record.get("release", ""),
+        model=model.get("repo", ""),
+        revision=model.get("revision", ""),
+        instances=instances,
+    )
+
+
+if __name__ == "__main__":
+    main()
