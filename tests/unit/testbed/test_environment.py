@@ -9,7 +9,6 @@ import pytest
 from testbed import environment
 from testbed.environment import Environment, read
 
-
 # As `pip config list` prints it: values as Python literals, several of them on lines or between blanks.
 CONFIGURATION = r"""
 :env:.find-links='/from/environment'
