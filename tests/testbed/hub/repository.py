@@ -52,7 +52,9 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def write_repository(root: Path, name: str, versions: Iterable[Mapping[str, bytes]], token: str | None = None) -> list[str]:
+def write_repository(
+    root: Path, name: str, versions: Iterable[Mapping[str, bytes]], token: str | None = None
+) -> list[str]:
     """Write the model repository `name` (org/name) with a revision for each of `versions` and return them; branch `main` is the first.
 
     A token, where one is given, has to come with every request for the repository. What is there with the same content stays untouched.

@@ -9,6 +9,7 @@ The head knows letters and the blank alone: what the model says is noise, but no
 from __future__ import annotations
 
 import json
+import math
 import random
 from typing import Final
 
@@ -27,28 +28,39 @@ EXPERT_FFN: Final = 64
 EXPERTS: Final = 8
 VOCABULARY: Final = 320  # a multiple of 64: vLLM pads to that
 
-_SPECIAL: Final = (
-    "<｜begin▁of▁sentence｜>",
-    "<｜end▁of▁sentence｜>",
-    "<｜▁pad▁｜>",
-    "<｜User｜>",
-    "<｜Assistant｜>",
-    "<｜tool▁calls▁begin｜>",
-    "<｜tool▁calls▁end｜>",
-    "<｜tool▁call▁begin｜>",
-    "<｜tool▁call▁end｜>",
-    "<｜tool▁outputs▁begin｜>",
-    "<｜tool▁outputs▁end｜>",
-    "<｜tool▁output▁begin｜>",
-    "<｜tool▁output▁end｜>",
-    "<｜tool▁sep｜>",
+_BAR: Final = "\uff5c"  # DeepSeek writes its special tokens with a full-width bar
+_BLANK: Final = "\u2581"  # and, for the blank, a lower block
+_SPECIAL: Final = tuple(
+    f"<{_BAR}{name.replace(' ', _BLANK)}{_BAR}>"
+    for name in (
+        "begin of sentence",
+        "end of sentence",
+        " pad ",
+        "User",
+        "Assistant",
+        "tool calls begin",
+        "tool calls end",
+        "tool call begin",
+        "tool call end",
+        "tool outputs begin",
+        "tool outputs end",
+        "tool output begin",
+        "tool output end",
+        "tool sep",
+    )
 )
 _BOS, _EOS, _PAD, _USER, _ASSISTANT = _SPECIAL[:5]
 
 # A bfloat16 is sign, eight bits of exponent, seven of mantissa; these tables turn a random byte into the upper half of a small one.
-_SMALL: Final = bytes((byte & 0x80) | (0x3B + (byte & 1)) for byte in range(256))  # magnitude 2^-9 to 2^-5: the embedding
-_MEDIUM: Final = bytes((byte & 0x80) | 0x3D for byte in range(256))  # 2^-5 to 2^-3: the layers, so that they outweigh the embedding
-_LARGE: Final = bytes((byte & 0x80) | 0x3E for byte in range(256))  # 2^-3 to 2^-1: the head, so that one token clearly wins
+_SMALL: Final = bytes(
+    (byte & 0x80) | (0x3B + (byte & 1)) for byte in range(256)
+)  # magnitude 2^-9 to 2^-5: the embedding
+_MEDIUM: Final = bytes(
+    (byte & 0x80) | 0x3D for byte in range(256)
+)  # 2^-5 to 2^-3: the layers, so that they outweigh the embedding
+_LARGE: Final = bytes(
+    (byte & 0x80) | 0x3E for byte in range(256)
+)  # 2^-3 to 2^-1: the head, so that one token clearly wins
 _ONE: Final = b"\x80\x3f"
 _SPOKEN: Final = b" abcdefghijklmnopqrstuvwxyz"
 
@@ -167,10 +179,8 @@ def _head(numbers: random.Random) -> bytes:
 
 def _values(name: str, shape: Shape, seed: str) -> bytes:
     """Return the bytes of a tensor. A seed of its own for each keeps it the same when another changes."""
-    numbers = random.Random(f"{seed}/{name}")
-    count = 1
-    for length in shape:
-        count *= length
+    numbers = random.Random(f"{seed}/{name}")  # noqa: S311 (the same bytes everywhere are the point)
+    count = math.prod(shape)
     if name == "lm_head.weight":
         return _head(numbers)
     if name.endswith("norm.weight"):
