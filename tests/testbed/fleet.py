@@ -550,7 +550,7 @@ def ensure_containers(
     if not client.volumes.list(filters={"name": CACHE}):
         client.volumes.create(CACHE, labels={LABEL: "cache"})
     for host in fleet.hosts:
-        hardware.write_host(hardware.load(host.hardware), fleet.state / "hosts" / host.name)
+        write_hardware(fleet, host)
     services = service_plans(fleet, where, reference)
     hosts = [host_plan(fleet, host, where[host.name], reference, folders) for host in fleet.hosts]
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -561,6 +561,16 @@ def ensure_containers(
     for name, result in done.items():
         say(name, result.result())
     return {name: client.containers.get(name) for name in done}
+
+
+def write_hardware(fleet: Fleet, host: Host) -> None:
+    """Write the hardware of `host`; SetupError where its description is missing or does not add up."""
+    try:
+        hardware.write_host(hardware.load(host.hardware), fleet.state / "hosts" / host.name)
+    except hardware.DescriptionError as error:
+        raise SetupError(
+            f"The hardware of {host.name} cannot be made: {error}. See fleets/{fleet.name}.yml and hardware/."
+        ) from error
 
 
 def down(client: DockerClient, name: str) -> None:
@@ -633,6 +643,7 @@ def remove_tree(client: DockerClient, tree: Path) -> None:
             image.ensure(client),
             ["find", "/state", "-mindepth", "1", "-delete"],
             volumes=[f"{tree}:/state:rw"],
+            network_mode="none",
             remove=True,
         )
         shutil.rmtree(tree)
