@@ -94,7 +94,13 @@ def syntax(shell: Shell) -> None:
 
 def unit(shell: Shell) -> None:
     """Unit and spec tests; a warning is a failure."""
-    shell.run("pytest", "-W", "error", *[path for path in ("tests/unit", "tests/spec") if (ROOT / path).is_dir()])
+    shell.run(
+        "pytest",
+        "-W",
+        "error",
+        *[path for path in ("tests/unit", "tests/spec") if (ROOT / path).is_dir()],
+        env={"COLUMNS": "160"},
+    )
 
 
 def testbed(shell: Shell) -> None:

@@ -107,12 +107,11 @@ def test_defaults_give_reasons(role: Role) -> None:
 
 @each_role
 def test_names_carry_the_prefix(role: Role) -> None:
-    """Options: the role's name or fleet_; constants and everything registered or set for itself: __<role>_; facts for others: <role>_."""
+    """Options: <role>_ or fleet_; whatever else has a name: __<role>_, or <role>_ where it is for others."""
     public = (f"{role.name}_", "fleet_")
     own = (f"{role.name}_", f"__{role.name}_")
     wrong = [name for name in role.options | role.defaults if not name.startswith(public)]
-    wrong += [name for name in role.constants if not name.startswith(f"__{role.name}_")]
-    wrong += [name for name in role.facts if not name.startswith(own)]
+    wrong += [name for name in role.facts | set(role.constants) if not name.startswith(own)]
     for path, task in role.tasks:
         names = {str(task[key]) for key in ("register",) if key in task}
         names |= {
@@ -126,17 +125,18 @@ def test_names_carry_the_prefix(role: Role) -> None:
 
 @each_role
 def test_readme_names_every_option(role: Role) -> None:
-    """Every option of every entry point stands in README.md in backquotes."""
-    options = {name for spec in role.specs.values() for name in spec.get("options") or {}}
-    assert options <= quoted_names(role.readme)
+    """Every option of every entry point, and what the role derives or sets for others, stands in README.md in backquotes."""
+    names = {name for spec in role.specs.values() for name in spec.get("options") or {}}
+    names |= {name for name in role.facts | set(role.constants) if not name.startswith("__")}
+    assert names <= quoted_names(role.readme)
 
 
 @each_role
 def test_readme_names_nothing_else(role: Role) -> None:
-    """A variable that README.md names in backquotes exists: an option or a fact of some role, or a role's own name."""
+    """What README.md names in backquotes like a variable of the role is one of a role, or the name of a role, plugin or file."""
     known = {name for other in ROLES for spec in other.specs.values() for name in spec.get("options") or {}}
     known |= {name for other in ROLES for name in other.facts | set(other.constants)} | {other.name for other in ROLES}
-    known |= {path.stem for folder in ("modules", "filter") for path in (ROOT / "plugins" / folder).glob("*.py")}
+    known |= {path.stem for folder in ("plugins", "roles", "playbooks") for path in (ROOT / folder).rglob("*.*")}
     mine = {name for name in quoted_names(role.readme) if name.startswith((f"{role.name}_", "fleet_"))}
     assert mine <= known
 
