@@ -608,7 +608,7 @@ def clean(client: DockerClient | None) -> None:
     for volume in client.volumes.list(filters={"label": f"{LABEL}=cache"}):
         attempt(str(volume.name), volume.remove)
     for built in client.images.list(filters={"label": f"{LABEL}=image"}):
-        attempt(", ".join(built.tags), partial(client.images.remove, str(built.id), force=True))
+        attempt(", ".join(built.tags), partial(client.images.remove, str(built.id)))
     engine.release(client, known)
 
 
@@ -627,7 +627,7 @@ def attempt(subject: str, remove: Callable[[], object]) -> None:
     except APIError as error:
         if error.status_code != 409:
             raise
-        say(subject, f"stays: {error.explanation}")
+        say(subject, "stays: containers use it that are not this test bed's")
     else:
         say(subject, "removed")
 

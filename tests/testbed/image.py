@@ -111,8 +111,7 @@ def ensure(client: DockerClient) -> str:
     if client.images.list(filters={"reference": wanted.reference}):
         say("image", f"{wanted.reference} is there")
         return wanted.reference
-    if shutil.which("mmdebstrap") is None:
-        engine.install("mmdebstrap", "mmdebstrap")
+    ensure_builder()
     say("image", f"building {wanted.reference}: {wanted.suite} from {wanted.mirror or 'the default mirror'}")
     archive = STATE / "rootfs.tar"
     try:
@@ -121,6 +120,17 @@ def ensure(client: DockerClient) -> str:
     finally:
         archive.unlink(missing_ok=True)
     return wanted.reference
+
+
+def ensure_builder() -> None:
+    """Make sure that mmdebstrap is there and can work; SetupError with what to type where this user may not install it."""
+    rootless = os.geteuid() != 0  # then mmdebstrap works in a user namespace
+    if rootless and not (shutil.which("mmdebstrap") and shutil.which("newuidmap")):
+        raise SetupError(
+            "Building the image needs mmdebstrap, and without root uidmap. Type: sudo apt-get install mmdebstrap uidmap"
+        )
+    if shutil.which("mmdebstrap") is None:
+        engine.install("mmdebstrap", "mmdebstrap")
 
 
 def load(client: DockerClient, wanted: Recipe) -> None:
