@@ -5,7 +5,8 @@
     server.py --root DIR [--port 80]        DIR as repository.py writes it; it is read anew for every request
 
 Served: /api/models/{repo}[/revision/{rev}], /api/models/{repo}/refs, /api/models/{repo}/tree/{rev}[/path] in pages, and /{repo}/resolve/{rev}/{path}
-with ranges. Large files are redirected to a signed address under /cdn/ that expires, as the real hub does.
+with ranges. Large files are redirected to a signed address under /cdn/ that expires, as the real hub does. The real one is on another host: with
+`--cdn http://cdn.hub.test`, another name for this server, it is here too, and a client that must not send its token there can be seen to keep it.
 
 What goes wrong in the world is set at run time. `POST /_testbed/faults` takes {pattern: kind} or {pattern: {"kind": ..., ...}}, the pattern a shell
 pattern for the path of the address; `GET` shows what is set, `DELETE` clears it and lets go of every request that hangs.
@@ -275,12 +276,15 @@ class HubServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], root: Path, threads: int = 128, link_seconds: int = 3600) -> None:
+    def __init__(
+        self, address: tuple[str, int], root: Path, threads: int = 128, link_seconds: int = 3600, cdn: str = ""
+    ) -> None:
         super().__init__(address, Handler)
         self.store = Store(root)
         self.faults = Faults()
         self.stats = Stats()
         self.link_seconds = link_seconds
+        self.cdn = cdn.rstrip("/")
         self._key = secrets.token_bytes(32)
         self._slots = threading.BoundedSemaphore(threads)
 
@@ -453,7 +457,7 @@ class Handler(BaseHTTPRequestHandler):
             "X-Linked-Etag": f'"{entry["lfs"]["oid"]}"',
             "X-Linked-Size": str(entry["size"]),
             "Accept-Ranges": "bytes",
-            "Location": f"{self._base()}{quote(target)}?{query}",
+            "Location": f"{self.server.cdn or self._base()}{quote(target)}?{query}",
         }
         self._json({"location": headers["Location"]}, HTTPStatus.FOUND, headers)
 
@@ -467,7 +471,11 @@ class Handler(BaseHTTPRequestHandler):
         repository: Entry = {"id": name, "refs": {}}
         _, entries = self.server.store.tree(repository, commit)
         entry = find_entry(entries, path)
-        self._file(self.server.store.file(repository, commit, entry), {"ETag": f'"{entry["lfs"]["oid"]}"'})
+        headers = {
+            "X-Repo-Commit": commit,
+            "ETag": f'"{entry["lfs"]["oid"]}"',
+        }  # for clients that follow within one host
+        self._file(self.server.store.file(repository, commit, entry), headers)
 
     def _file(self, file: Path, headers: dict[str, str]) -> None:
         """Serve a file or the range of it that is asked for."""
@@ -550,12 +558,16 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder that holds models/")
     parser.add_argument("--address", default="", help="address to listen on (default: all)")
     parser.add_argument("--port", type=int, default=80)
+    parser.add_argument(
+        "--cdn", default="", help="origin of the addresses of large files (default: as the client came)"
+    )
     parser.add_argument("--threads", type=int, default=128, help="connections served at once; more wait")
     parser.add_argument("--link-seconds", type=int, default=3600, help="how long the address of a large file is good")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):  # the first process of a container ends at neither by itself
         signal.signal(number, lambda *_: sys.exit(0))
-    with HubServer((options.address, options.port), options.root, options.threads, options.link_seconds) as server:
+    address = (options.address, options.port)
+    with HubServer(address, options.root, options.threads, options.link_seconds, options.cdn) as server:
         server.serve_forever()
 
 
