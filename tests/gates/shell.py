@@ -20,6 +20,9 @@ BIN = ROOT / ".venv" / "bin"
 
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\]8;[^\x1b\x07]*(\x1b\\|\x07))")
 
+# pip says so twice for every package that a configured file:// index lacks; it belongs into the log alone.
+_NOISE = re.compile(r"it is neither a file nor a directory")
+
 
 class GateError(Exception):
     """A gate did not pass; the message says which command or finding it was."""
@@ -57,7 +60,7 @@ class Shell:
         plain = _ESCAPES.sub("", text)
         self.log.write(plain + "\n")
         self.log.flush()
-        if self.live:
+        if self.live and not _NOISE.search(plain):
             print(plain, flush=True)
         if self.step and (match := self.step.search(plain)) and (not self.steps or self.steps[-1][0] != match[1]):
             self.steps.append((match[1], time.time()))
