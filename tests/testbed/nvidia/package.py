@@ -173,7 +173,8 @@ def _pinning(name: str, version: str) -> Package:
         provides=others,
         conflicts=others,
         replaces=others,
-        files={f"/etc/apt/preferences.d/{name}": preferences},
+        # apt reads a file whose name has a dot in it only as *.pref.
+        files={f"/etc/apt/preferences.d/{name}.pref": preferences},
     )
 
 
@@ -201,15 +202,9 @@ def _scripts(package: Package) -> dict[str, str]:
     if package.units:
         install.append("[ ! -d /run/systemd/system ] || systemctl daemon-reload")
     for unit, state in package.units.items():
-        if state in {"enabled", "started"}:
+        if state == "enabled":
             install.append(f"deb-systemd-helper enable {unit} >/dev/null")
-        if state == "started":
-            install.append(
-                f'[ ! -d /run/systemd/system ] || deb-systemd-invoke start {unit} || echo "{unit} waits for its driver"'
-            )
-        # The module outlives its package until the next boot.
-        if state != "enabled":
-            remove.append(f'[ "$1" != remove ] || [ ! -d /run/systemd/system ] || deb-systemd-invoke stop {unit}')
+        remove.append(f'[ "$1" != remove ] || [ ! -d /run/systemd/system ] || deb-systemd-invoke stop {unit}')
         purge.append(f'[ "$1" != purge ] || deb-systemd-helper purge {unit} >/dev/null')
     scripts = {
         "postinst": ['[ "$1" = configure ] || exit 0', *install] if install else [],

@@ -8,7 +8,9 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import partial
@@ -19,6 +21,8 @@ from testbed.nvidia.package import Package, build, plan
 
 HERE = Path(__file__).parent
 KEY_HOME = STATE / "nvidia-key"
+SIGNING_KEY = "signing-key.asc"
+FINGERPRINT = "fingerprint"
 PLACE = Path("compute/cuda/repos/debian12/x86_64")
 KEY_FILE = "3bf863cc.pub"
 KEYRING = "/usr/share/keyrings/cuda-archive-keyring.gpg"
@@ -44,7 +48,7 @@ def build_repository(destination: Path, *, key_home: Path = KEY_HOME) -> str:
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as scratch:
         fresh = Path(scratch) / "repository"
         fresh.mkdir()
-        _fill(fresh, key_home, fingerprint)
+        _fill(fresh, key_home / SIGNING_KEY)
         (fresh / STAMP).write_text(stamp, encoding="ascii")
         if place.exists():
             place.rename(Path(scratch) / "old")
@@ -68,60 +72,55 @@ def _stamp(fingerprint: str) -> str:
     return digest.hexdigest() + "\n"
 
 
-def _gpg(key_home: Path, *arguments: str, text: bytes = b"") -> bytes:
-    command = [
-        "gpg",
-        "--homedir",
-        str(key_home),
-        "--batch",
-        "--quiet",
-        "--no-tty",
-        "--pinentry-mode",
-        "loopback",
-        "--passphrase",
-        "",
-        *arguments,
-    ]
+def _gpg(home: Path, *arguments: str, text: bytes = b"") -> bytes:
+    options = ["--batch", "--quiet", "--no-tty", "--pinentry-mode", "loopback", "--passphrase", ""]
+    command = ["gpg", "--homedir", str(home), *options, *arguments]
     done = subprocess.run(command, input=text, capture_output=True, check=False)
     if done.returncode:
         raise SetupError(f"gpg {' '.join(arguments)} failed: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout
 
 
+@contextmanager
+def _gpg_home() -> Iterator[Path]:
+    """An empty home for gpg, away from the working copy: its agent's socket must have a short path."""
+    with tempfile.TemporaryDirectory(prefix="gpg-") as home:
+        try:
+            yield Path(home)
+        finally:
+            subprocess.run(["gpgconf", "--homedir", home, "--kill", "gpg-agent"], capture_output=True, check=False)
+
+
 def _fingerprint(key_home: Path) -> str:
     """The fingerprint of the signing key, which is made where there is none."""
-    key_home.mkdir(parents=True, exist_ok=True)
-    key_home.chmod(0o700)
-    try:
-        if b"sec:" not in _gpg(key_home, "--with-colons", "--list-secret-keys"):
-            _gpg(key_home, "--quick-generate-key", USER_ID, "rsa3072", "sign", "never")
-        listing = _gpg(key_home, "--with-colons", "--list-secret-keys").decode()
-    finally:
-        _stop_agent(key_home)
-    return next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
+    note = key_home / FINGERPRINT
+    if not note.is_file():
+        key_home.mkdir(parents=True, exist_ok=True)
+        key_home.chmod(0o700)
+        with _gpg_home() as home:
+            _gpg(home, "--quick-generate-key", USER_ID, "rsa3072", "sign", "never")
+            listing = _gpg(home, "--with-colons", "--list-secret-keys").decode()
+            (key_home / SIGNING_KEY).write_bytes(_gpg(home, "--armor", "--export-secret-keys"))
+        note.write_text(
+            next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:")), encoding="ascii"
+        )
+    return note.read_text(encoding="ascii")
 
 
-def _stop_agent(key_home: Path) -> None:
-    subprocess.run(["gpgconf", "--homedir", str(key_home), "--kill", "gpg-agent"], capture_output=True, check=False)
-
-
-def _fill(repository: Path, key_home: Path, fingerprint: str) -> None:
+def _fill(repository: Path, secret_key: Path) -> None:
     """Write the packages, the index and its signatures."""
-    try:
-        keyring = _gpg(key_home, "--export", fingerprint)
-        (repository / KEY_FILE).write_bytes(_gpg(key_home, "--armor", "--export", fingerprint))
-        packages = [*plan(), _keyring_package(keyring)]
+    with _gpg_home() as home:
+        _gpg(home, "--import", str(secret_key))
+        (repository / KEY_FILE).write_bytes(_gpg(home, "--armor", "--export"))
+        packages = [*plan(), _keyring_package(_gpg(home, "--export"))]
         with tempfile.TemporaryDirectory() as layout, ThreadPoolExecutor() as pool:
-            entries = list(pool.map(partial(_entry, Path(layout), repository), packages))
-        index = "\n".join(entries).encode()
+            index = "\n".join(pool.map(partial(_entry, Path(layout), repository), packages)).encode()
         (repository / "Packages").write_bytes(index)
         (repository / "Packages.gz").write_bytes(gzip.compress(index, mtime=0))
         release = _release(repository).encode()
         (repository / "Release").write_bytes(release)
-        (repository / "Release.gpg").write_bytes(_gpg(key_home, "--armor", "--detach-sign", text=release))
-        (repository / "InRelease").write_bytes(_gpg(key_home, "--clearsign", text=release))
-    finally:
-        _stop_agent(key_home)
+        (repository / "Release.gpg").write_bytes(_gpg(home, "--armor", "--detach-sign", text=release))
+        (repository / "InRelease").write_bytes(_gpg(home, "--clearsign", text=release))
 
 
 def _keyring_package(keyring: bytes) -> Package:
