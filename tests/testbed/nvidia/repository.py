@@ -93,24 +93,24 @@ def _gpg_home() -> Iterator[Path]:
 
 def _fingerprint(key_home: Path) -> str:
     """The fingerprint of the signing key, which is made where there is none."""
-    note = key_home / FINGERPRINT
-    if not note.is_file():
+    note, key = key_home / FINGERPRINT, key_home / SIGNING_KEY
+    if not (note.is_file() and key.is_file()):
         key_home.mkdir(parents=True, exist_ok=True)
         key_home.chmod(0o700)
         with _gpg_home() as home:
             _gpg(home, "--quick-generate-key", USER_ID, "rsa3072", "sign", "never")
             listing = _gpg(home, "--with-colons", "--list-secret-keys").decode()
-            (key_home / SIGNING_KEY).write_bytes(_gpg(home, "--armor", "--export-secret-keys"))
+            key.write_bytes(_gpg(home, "--armor", "--export-secret-keys"))
         note.write_text(
             next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:")), encoding="ascii"
         )
     return note.read_text(encoding="ascii")
 
 
-def _fill(repository: Path, secret_key: Path) -> None:
+def _fill(repository: Path, key: Path) -> None:
     """Write the packages, the index and its signatures."""
     with _gpg_home() as home:
-        _gpg(home, "--import", str(secret_key))
+        _gpg(home, "--import", str(key))
         (repository / KEY_FILE).write_bytes(_gpg(home, "--armor", "--export"))
         packages = [*plan(), _keyring_package(_gpg(home, "--export"))]
         with tempfile.TemporaryDirectory() as layout, ThreadPoolExecutor() as pool:
