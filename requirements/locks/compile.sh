@@ -12,8 +12,8 @@ newest=2026-11-20T00:00:00Z # what was uploaded later does not count: the same i
 
 compile() { # <name of the lock> <name of the inputs> <Python> [option ...]
   local command=(uv pip compile "$inputs/$2.in" --override "$inputs/$2.overrides.txt" --python-version "$3" --python-platform x86_64-manylinux_2_35
-    --only-binary ":all:" --generate-hashes --no-annotate --no-emit-index-url --exclude-newer "$newest" "${@:4}" --output-file "$locks/$1.txt")
-  UV_CUSTOM_COMPILE_COMMAND="requirements/locks/compile.sh: ${command[*]}" "${command[@]}" --quiet
+    --only-binary ":all:" --generate-hashes --no-annotate --no-emit-index-url --exclude-newer "$newest" --output-file "$locks/$1.txt")
+  UV_CUSTOM_COMPILE_COMMAND="requirements/locks/compile.sh: ${command[*]}" "${command[@]}" --quiet "${@:4}"
 }
 
 mkdir -p "$locks"
