@@ -133,7 +133,7 @@ def own_deprecations(lines: list[str]) -> list[str]:
 
 
 def molecule(shell: Shell) -> None:
-    """Run every scenario; a deprecation that our own tree causes is a failure."""
+    """Run every scenario; one that tests nothing is a failure, and so is a deprecation that our own tree causes."""
     if not files("molecule/*/molecule.yml"):
         raise GateError("there is no scenario in molecule/")
     lines = shell.run(
@@ -143,4 +143,5 @@ def molecule(shell: Shell) -> None:
         env={"MOLECULE_GLOB": "molecule/*/molecule.yml", "ANSIBLE_DEPRECATION_WARNINGS": "true", "PYTHONPATH": "tests"},
         limit_s=7200,
     )
+    fail_with([line for line in lines if "no tests found" in line], "scenarios without tests", shell)
     fail_with(own_deprecations(lines), "deprecations in this tree", shell)
