@@ -29,7 +29,7 @@ class GateError(Exception):
 
 
 def environment() -> dict[str, str]:
-    """The environment of every gate: the tools of .venv first, this tree's collections, no colours, unwrapped lines."""
+    """The environment of every gate: the tools of .venv first, this tree's collections, no colours."""
     return os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
         "ANSIBLE_NOCOLOR": "1",
         "NO_COLOR": "1",
         "PY_COLORS": "0",
-        "COLUMNS": "1000",
+        "COLUMNS": "160",
         "PYTHONUNBUFFERED": "1",
     }
 
