@@ -122,6 +122,7 @@ def main() -> None:
                 "sync",
                 "--no-progress",
                 "--require-hashes",
+                "--compile-bytecode",  # the service may not write into the environment, so it would compile at every start
                 "--python",
                 str(python),
                 str(lock),
