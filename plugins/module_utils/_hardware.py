@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import typing as t
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from xml.etree import ElementTree
 
 NVIDIA_VENDOR = "0x10de"
 #: PCI base class and subclass of what is counted: 3D and VGA controllers are GPUs, a bridge of subclass 80 is an NVSwitch.

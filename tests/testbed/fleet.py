@@ -145,7 +145,8 @@ def host_plan(fleet: Fleet, host: Host, address: str, reference: str, folders: S
     """Return the container of `host`: it boots systemd, and sees the PCI devices and kernel modules of its description.
 
     systemd needs the engine's own cgroup tree, writable; its sandboxing of units needs SYS_ADMIN and no syscall filter. With cgroup v1 as with v2 it manages
-    the part below the container's own cgroup. SYS_PTRACE lets root see who holds a port, as it does on a real host. vLLM asks for more shared memory than the engine's default. `folders` of this machine appear at their own paths.
+    the part below the container's own cgroup. SYS_PTRACE lets root see who holds a port, as it does on a real host. vLLM asks for more shared memory than
+    the engine's default. `folders` of this machine appear at their own paths.
     """
     parts = fleet.state / "hosts" / host.name
     options = {

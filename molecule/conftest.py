@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scenarios' tests share: the fleet as the test bed describes it, playbooks run as an operator runs them, and the API of a host."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import typing as t
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STATE = ROOT / ".testbed/molecule"
+INSTANCE = "tiny-deepseek"
+UNIT = f"vllm@{INSTANCE}.service"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How a playbook ended: exit status and what it printed."""
+
+    rc: int
+    output: str
+
+    @property
+    def words(self) -> str:
+        """The output with every run of white space as one blank: messages are found however they were wrapped."""
+        return " ".join(self.output.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Api:
+    """The OpenAI API of one host."""
+
+    host: str
+    port: int = 8000
+
+    @property
+    def url(self) -> str:
+        address = json.loads((STATE / "environment.json").read_text(encoding="utf-8"))["hosts"][self.host]["address"]
+        return f"http://{address}:{self.port}"
+
+    @property
+    def key(self) -> str:
+        return (STATE / "api_key").read_text(encoding="utf-8").strip()
+
+    def call(self, path: str, body: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        """The answer to a GET, or to a POST of ``body``; raises OSError where there is none."""
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode() if body else None, headers)
+        with urllib.request.urlopen(request, timeout=120) as response:
+            answer: dict[str, t.Any] = json.load(response)
+        return answer
+
+    def chat(self) -> str:
+        """The text of a chat completion of a few tokens."""
+        messages = [{"role": "user", "content": "Are you there?"}]
+        answer = self.call("/v1/chat/completions", {"model": INSTANCE, "messages": messages, "max_tokens": 8})
+        assert answer["usage"]["completion_tokens"] > 0
+        return str(answer["choices"][0]["message"]["content"])
+
+
+def play(name: str, *arguments: str) -> Run:
+    """Run a playbook of the collection on the fleet, as an operator would type it."""
+    program = Path(sys.executable).with_name("ansible-playbook")
+    command = [str(program), "-i", str(ROOT / "molecule/inventory"), f"h20.fleet.{name}", *arguments]
+    environment = os.environ | {
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_FORCE_COLOR": "0",
+    }
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    return Run(done.returncode, done.stdout + done.stderr)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> t.Iterator[None]:
+    """Add the journal of the service to the report of a failed test that looked at a host."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    host = getattr(item, "funcargs", {}).get("host")
+    if report.when == "call" and report.failed and host is not None:
+        with host.sudo():
+            journal = host.run(
+                f"journalctl --unit '{UNIT}' --unit 'model-fetch@*' --lines 60 --no-pager --output short"
+            ).stdout
+        report.sections.append((f"journal of {UNIT}", journal))
