@@ -82,6 +82,7 @@ ports:
   sample: {"8000": {pid: 812, command: nginx, unit: nginx.service}}
 """
 
+import contextlib
 import os
 import platform
 import typing as t
@@ -132,20 +133,23 @@ def listeners(proc: Path, ports: t.Iterable[int]) -> dict[str, dict[str, t.Any]]
         str(port): {"pid": None, "command": "", "unit": ""} for port in sockets.values()
     }
     for process in proc.glob("[0-9]*"):
-        for port in {sockets[link] for link in _descriptors(process) if link in sockets}:
-            found[str(port)] = {
-                "pid": int(process.name),
-                "command": (process / "comm").read_text(encoding="utf-8").strip(),
-                "unit": _unit((process / "cgroup").read_text(encoding="utf-8")),
-            }
+        with contextlib.suppress(OSError):  # a process may end at any moment
+            for port in {sockets[link] for link in _descriptors(process) if link in sockets}:
+                found[str(port)] = {
+                    "pid": int(process.name),
+                    "command": (process / "comm").read_text(encoding="utf-8").strip(),
+                    "unit": _unit((process / "cgroup").read_text(encoding="utf-8")),
+                }
     return found
 
 
 def _descriptors(process: Path) -> set[str]:
-    try:
-        return {str(descriptor.readlink()) for descriptor in (process / "fd").iterdir()}
-    except OSError:  # the process has ended, or is not ours to look into
-        return set()
+    links: set[str] = set()
+    with contextlib.suppress(OSError):  # what a process that is not ours has open is not ours to see
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):  # closed since it was listed, which says nothing of the others
+                links.add(str(descriptor.readlink()))
+    return links
 
 
 def _unit(cgroup: str) -> str:
