@@ -77,6 +77,7 @@ import os
 import re
 import tempfile
 import typing as t
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
@@ -111,17 +112,18 @@ def fetch_manifest(params: dict[str, t.Any], ca_path: str | None) -> dict[str, t
     page: str | None = url
     while page:
         try:
-            response = open_url(page, headers=headers, timeout=params["timeout"], ca_path=ca_path)
-            entries = json.load(response)
+            with open_url(page, headers=headers, timeout=params["timeout"], ca_path=ca_path) as response:
+                entries = json.load(response)
+                following = NEXT_PAGE.search(response.headers.get("Link") or "")
         except HTTPError as error:
-            raise ManifestError(_refusal(error, params)) from error
-        except (URLError, OSError, ValueError) as error:
+            with error:
+                raise ManifestError(_refusal(error, params)) from error
+        except (URLError, OSError, HTTPException, ValueError) as error:
             raise ManifestError(
                 f"the hub {params['endpoint']} does not answer: {getattr(error, 'reason', error)}"
                 " -> check that it is up and reachable from this host, or set fleet_hub_endpoint to another mirror"
             ) from error
         files += [manifest_file(entry) for entry in entries if entry["type"] == "file"]
-        following = NEXT_PAGE.search(response.headers.get("Link") or "")
         page = following.group(1) if following else None
     return {"repo": repo, "revision": revision, "files": sorted(files, key=lambda file: str(file["path"]))}
 
@@ -144,10 +146,12 @@ def _refusal(error: HTTPError, params: dict[str, t.Any]) -> str:
 def kept_manifest(path: Path, repo: str, revision: str) -> dict[str, t.Any] | None:
     """The manifest at ``path`` where it is one of this repository and revision, else None."""
     try:
-        manifest: dict[str, t.Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest if (manifest.get("repo"), manifest.get("revision")) == (repo, revision) else None
+    if not isinstance(manifest, dict) or (manifest.get("repo"), manifest.get("revision")) != (repo, revision):
+        return None
+    return manifest
 
 
 def main() -> None:
