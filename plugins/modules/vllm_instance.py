@@ -101,6 +101,12 @@ def needed_action(state: dict[str, str], unit: str, inputs: list[str]) -> tuple[
     return ("restart", f"changed since the start: {', '.join(newer)}") if newer else ("", "")
 
 
+def is_ready(state: dict[str, str], before: dict[str, str], verb: str) -> bool:
+    """Whether the unit is active, by the process that ``verb`` has asked for: right after it, systemd may still show the one before."""
+    started = "ExecMainStartTimestampMonotonic"
+    return state["ActiveState"] == "active" and not (verb and state[started] == before[started])
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -128,7 +134,7 @@ def main() -> None:
         module.run_command([systemctl, "--no-block", verb, unit], check_rc=True)
     begun = time.time()
     restarts = int(show(module, systemctl, unit)["NRestarts"])
-    while (state := show(module, systemctl, unit))["ActiveState"] != "active":
+    while not is_ready(state := show(module, systemctl, unit), before, verb):
         crashed = state["ActiveState"] == "failed" or int(state["NRestarts"]) > restarts
         waited = time.time() - begun
         if crashed or waited > module.params["timeout"]:
