@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""model_manifest against the test bed's hub, and against servers that are no hub."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import socketserver
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testbed.hub import server
+from testbed.hub.repository import write_repository
+from unit.plugins.support import run_module
+
+NAME, PRIVATE = "org/model", "org/private"
+TOKEN = "token-of-a-test"  # noqa: S105 (opens a repository that lives for a test)
+WEIGHTS = bytes(range(256)) * 40
+FILES = {"model.safetensors": WEIGHTS, "config.json": b'{"a": 1}\n', "sub/deep/notes.txt": b"notes\n"}
+ABSENT = "0" * 40
+
+
+@contextlib.contextmanager
+def serving(served: socketserver.BaseServer) -> Iterator[None]:
+    """Serve from a thread of its own until the block ends."""
+    with served:
+        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield
+        finally:
+            served.shutdown()
+            thread.join()
+
+
+@dataclass
+class Hub:
+    """The hub, the revision that it has of both repositories, and a module that asks it."""
+
+    served: server.HubServer
+    revision: str
+    path: Path
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def ask(self, *, check: bool = False, **params: Any) -> dict[str, Any]:
+        standard = {"path": str(self.path), "endpoint": self.endpoint, "repo": NAME, "revision": self.revision}
+        return run_module("model_manifest", check=check, **standard | params)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.served.server_address[1]}"
+
+    @property
+    def requests(self) -> int:
+        paths = self.served.stats.public()["paths"]
+        assert isinstance(paths, dict)
+        return sum(counts["requests"] for counts in paths.values())
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(server.Handler, "log_message", lambda *_: None)
+    [revision] = write_repository(tmp_path, NAME, [FILES])
+    write_repository(tmp_path, PRIVATE, [FILES], token=TOKEN)
+    served = server.HubServer(("127.0.0.1", 0), tmp_path)
+    with serving(served):
+        yield Hub(served, revision, tmp_path / "manifest.json")
+
+
+def test_every_file_of_the_revision_is_written_with_its_digest(hub: Hub) -> None:
+    result = hub.ask()
+    expected = {
+        "repo": NAME,
+        "revision": hub.revision,
+        "files": [
+            {
+                "path": path,
+                "size": len(content),
+                "algorithm": "sha256" if content is WEIGHTS else "git-sha1",
+                "digest": hashlib.sha256(content).hexdigest()
+                if content is WEIGHTS
+                else hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest(),
+            }
+            for path, content in sorted(FILES.items())
+        ],
+    }
+    assert result["changed"] is True
+    assert result["manifest"] == json.loads(hub.path.read_text()) == expected
+    assert result["bytes"] == sum(map(len, FILES.values()))
+    assert result["diff"]["after"] == hub.path.read_text()
+    assert hub.path.stat().st_mode & 0o777 == 0o644
+
+
+def test_check_mode_tells_the_same_and_writes_nothing(hub: Hub) -> None:
+    result = hub.ask(check=True)
+    assert (result["changed"], len(result["manifest"]["files"]), hub.path.exists()) == (True, 3, False)
+
+
+def test_a_kept_manifest_asks_nobody(hub: Hub) -> None:
+    first = hub.ask()
+    asked, inode = hub.requests, hub.path.stat().st_ino
+    kept = hub.ask(endpoint="http://127.0.0.1:9")
+    assert (kept["changed"], kept["manifest"], kept["bytes"], kept["diff"]) == (
+        False,
+        first["manifest"],
+        first["bytes"],
+        {},
+    )
+    assert (hub.requests, hub.path.stat().st_ino) == (asked, inode)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        json.dumps({"repo": NAME, "revision": ABSENT, "files": []}),
+        json.dumps({"repo": PRIVATE, "revision": "as asked", "files": []}),
+    ],
+)
+def test_what_is_no_manifest_of_this_revision_is_replaced(hub: Hub, text: str) -> None:
+    hub.path.write_text(text.replace("as asked", hub.revision))
+    assert hub.ask()["changed"] is True
+    assert hub.ask()["changed"] is False
+    assert len(json.loads(hub.path.read_text())["files"]) == 3
+
+
+def test_a_tree_of_many_pages_is_read_to_its_end(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = hub.ask()["manifest"]
+    hub.path.unlink()
+    monkeypatch.setattr(server, "PAGE", 2)
+    before = hub.requests
+    assert hub.ask()["manifest"] == whole
+    assert hub.requests - before == 3  # five lines: three files and two folders
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "e9b33add", ABSENT.replace("0", "A"), f"{ABSENT}0", ""])
+def test_a_revision_that_moves_is_refused_before_anybody_is_asked(hub: Hub, revision: str) -> None:
+    result = hub.ask(revision=revision)
+    assert result["failed"]
+    assert f"{revision!r} is no full commit" in result["msg"]
+    assert hub.requests == 0
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"revision": ABSENT}, f"has no revision {ABSENT} of {NAME} -> correct the release's model.revision"),
+        ({"repo": "org/absent"}, "has no repository org/absent, or none that this token may read (HTTP 401) -> "),
+        (
+            {"repo": "org/absent", "token": TOKEN},
+            "has no repository org/absent, or none that this token may read (HTTP 404) -> ",
+        ),
+        ({"repo": PRIVATE}, f"has no repository {PRIVATE}, or none that this token may read (HTTP 401) -> "),
+        (
+            {"repo": PRIVATE, "token": "wrong"},
+            f"has no repository {PRIVATE}, or none that this token may read (HTTP 401) -> ",
+        ),
+        ({"endpoint": "http://127.0.0.1:9"}, "the hub http://127.0.0.1:9 does not answer: "),
+        ({"endpoint": "hub.test"}, "the hub hub.test does not answer: "),
+    ],
+)
+def test_a_refusal_says_what_to_do_and_writes_nothing(hub: Hub, params: dict[str, Any], told: str) -> None:
+    result = hub.ask(**params)
+    assert result["failed"]
+    assert told in result["msg"]
+    assert " -> " in result["msg"]
+    assert not hub.path.exists()
+
+
+def test_a_token_opens_what_is_private(hub: Hub) -> None:
+    assert hub.ask(repo=PRIVATE, token=TOKEN)["manifest"]["repo"] == PRIVATE
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("429", "answers HTTP 429"), ("503", "answers HTTP 503"), ("silent", "does not answer")]
+)
+def test_a_hub_in_trouble(hub: Hub, kind: str, told: str) -> None:
+    hub.served.faults.set({"*tree*": {"kind": kind, "seconds": 5}})
+    result = hub.ask(timeout=1)
+    hub.served.faults.clear()
+    assert told in result["msg"]
+    assert result["msg"].endswith("set fleet_hub_endpoint to another mirror")
+    assert hub.ask(timeout=1)["changed"] is True
+
+
+def test_an_authority_that_is_none_is_an_answer_and_no_crash(hub: Hub) -> None:
+    endpoint = hub.endpoint.replace("http:", "https:")
+    assert "does not answer" in hub.ask(endpoint=endpoint, ca_certificates="no certificate")["msg"]
+
+
+class Stranger(socketserver.StreamRequestHandler):
+    """Answers every request with the bytes that its server was given."""
+
+    def handle(self) -> None:
+        self.rfile.readline()
+        self.wfile.write(self.server.answer)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.2p1\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n<html>no</html>",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n[",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"error": "no"',
+    ],
+    ids=["nothing", "another protocol", "a page", "cut off", "a chunk cut off", "half a document"],
+)
+def test_a_server_that_is_no_hub_does_not_answer(hub: Hub, answer: bytes) -> None:
+    stranger = socketserver.TCPServer(("127.0.0.1", 0), Stranger)
+    stranger.answer = answer  # type: ignore[attr-defined]
+    with serving(stranger):
+        result = hub.ask(endpoint=f"http://127.0.0.1:{stranger.server_address[1]}")
+    assert result["failed"]
+    assert "does not answer: " in result["msg"]
+    assert not hub.path.exists()
