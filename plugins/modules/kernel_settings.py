@@ -70,10 +70,14 @@ def main() -> None:
             if not os.access(path, os.W_OK):
                 unsettable.append(str(path))
                 continue
+            try:
+                if not module.check_mode:
+                    path.write_text(f"{wanted}\n", encoding="ascii")
+            except OSError:  # the kernel refuses the value itself
+                unsettable.append(str(path))
+                continue
             before += f"{path} = {value}\n"
             after += f"{path} = {wanted}\n"
-            if not module.check_mode:
-                path.write_text(f"{wanted}\n", encoding="ascii")
     module.exit_json(changed=bool(after), unsettable=unsettable, diff={"before": before, "after": after})
 
 

@@ -179,7 +179,6 @@ def main() -> None:
         descriptor, temporary = tempfile.mkstemp(dir=module.tmpdir)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-        Path(temporary).chmod(0o644)
         module.atomic_move(temporary, str(path))
     module.exit_json(
         changed=not kept,

@@ -51,6 +51,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+recorded:
+  description: Whether the record that marks the environment as complete is there.
+  returned: always
+  type: bool
 packages:
   description: Number of packages that the lock names.
   returned: always
@@ -102,7 +106,7 @@ def main() -> None:
     )
     venv, lock = Path(module.params["venv"]), Path(module.params["lock"])
     if not lock.exists() and module.check_mode:
-        module.exit_json(changed=True, packages=0)
+        module.exit_json(changed=True, packages=0, recorded=False)
     wanted = locked(lock.read_text(encoding="utf-8"))
     before = installed(venv)
     differing = {name for name in {*wanted, *before} if wanted.get(name) != before.get(name)}
@@ -139,7 +143,12 @@ def main() -> None:
             module.fail_json(
                 msg=f"{venv} still differs from {lock} in: {', '.join(sorted(left))}", stdout=out, stderr=err
             )
-    module.exit_json(changed=bool(differing), packages=len(wanted), diff=diff if differing else {})
+    module.exit_json(
+        changed=bool(differing),
+        packages=len(wanted),
+        recorded=Path(module.params["record"]).exists(),
+        diff=diff if differing else {},
+    )
 
 
 def _reason(stderr: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import typing as t
 import urllib.error
 import urllib.request
@@ -13,12 +14,12 @@ import urllib.request
 import docker
 import pytest
 import yaml
-from conftest import INSTANCE, ROOT, UNIT, Api, Run, play
+from conftest import INSTANCE, ROOT, UNIT, Api, Run, backend, play
 
 if t.TYPE_CHECKING:
     from testinfra.host import Host
 
-testinfra_hosts = ["ansible://h20-11"]
+testinfra_hosts = [backend("h20-11")]
 
 FIRST = "19084726f6d2b3193591a470e97f13c7247dc2c4"
 SECOND = "6be61bfbeb72a40f268473d6fd399800c4f84206"
@@ -38,7 +39,8 @@ def instance_with(**fields: t.Any) -> dict[str, t.Any]:
 
 def site(host: str, variables: dict[str, t.Any] | None = None, *arguments: str) -> Run:
     """Run the whole road on one host with extra variables."""
-    return play("site", "--limit", host, "--extra-vars", json.dumps(variables or {}), *arguments)
+    everywhere = {"fleet_hosts": "h20:unfit"}
+    return play("site", "--limit", host, "--extra-vars", json.dumps(everywhere | (variables or {})), *arguments)
 
 
 @contextlib.contextmanager
@@ -70,11 +72,11 @@ def hub_fault(faults: dict[str, t.Any]) -> t.Iterator[None]:
 @contextlib.contextmanager
 def listener(host: Host, port: int) -> t.Iterator[None]:
     """Another program of the host that listens on a port."""
-    host.check_output(f"sudo systemd-run --unit other-program --collect python3 -m http.server {port}")
+    host.check_output(f"systemd-run --unit other-program --collect python3 -m http.server {port}")
     try:
         yield
     finally:
-        host.check_output("sudo systemctl stop other-program")
+        host.check_output("systemctl stop other-program")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +93,8 @@ class Served:
         return cls(
             process=host.check_output(f"systemctl show --property=MainPID,InvocationID {UNIT}"),
             links=host.check_output(f"readlink -f /opt/vllm/current {MODEL}/current"),
-            configuration=host.check_output(
-                "sudo sh -c 'sha256sum /etc/vllm/* /etc/nccl.conf /etc/systemd/system/vllm@.service'"
-            ),
-            packages=host.check_output("sudo apt-mark showhold; dpkg-query --show nvidia-open"),
+            configuration=host.check_output("sha256sum /etc/vllm/* /etc/nccl.conf /etc/systemd/system/vllm@.service"),
+            packages=host.check_output("apt-mark showhold; dpkg-query --show nvidia-open"),
         )
 
 
@@ -111,7 +111,11 @@ REFUSED = {
         {"fleet_model_root": "/small"} | release_with(bytes=2**34),
         "DISK /small has 0.01 GiB free, the model needs 16.80 GiB",
     ),
-    "too little memory": ("h20-11", {"preflight_memory_gib": 4096}, "MEMORY 23 GiB of RAM, at least 4096 GiB wanted"),
+    "too little memory": (
+        "h20-11",
+        {"preflight_memory_gib": 4096},
+        "GiB of RAM, at least 4096 GiB wanted -> fit more memory",
+    ),
     "unknown revision": (
         "h20-11",
         release_with(revision="f" * 40),
@@ -154,6 +158,7 @@ REFUSED = {
         {"fleet_hardware_profile": "b300"},
         "value of fleet_hardware_profile must be one of: auto, h20_141g, h20_96g, got: b300",
     ),
+    "value of another type": ("h20-11", {"model_fetch_workers": "many"}, "model_fetch_workers"),
     "unknown serving profile": (
         "h20-11",
         instance_with(profile="fastest"),
@@ -164,6 +169,11 @@ REFUSED = {
         "h20-11",
         {"vllm_service_api_key": ""},
         "vllm_service_address 0.0.0.0 is open to the network and there is no key -> set vllm_service_api_key",
+    ),
+    "argument that the role sets itself": (
+        "h20-11",
+        instance_with(arguments={"api-key": "seen-in-ps"}),
+        "sets api-key in its arguments, which the role sets itself",
     ),
     "argument that vLLM would drop": (
         "h20-11",
@@ -179,6 +189,7 @@ def test_refused_and_nothing_changed(host: Host, name: str, variables: dict[str,
     run = site(name, variables)
     assert run.rc == 2, run.output
     assert message in run.words
+    assert re.search(rf"{name} +: .* changed=0 ", run.output), "it must be refused before the first change"
     assert Served.of(host) == before
     assert Api("h20-11").chat()
 
@@ -202,6 +213,16 @@ def test_hub_that_is_down_is_named_before_anything_changes(host: Host) -> None:
     assert "or set fleet_hub_endpoint to another mirror" in run.words
     assert Served.of(host) == before
     assert not host.file(f"{MODEL}/{SECOND}").exists
+
+
+def test_gpu_that_does_not_answer_is_found_as_soon_as_there_is_a_driver() -> None:
+    """On the bus all eight are there; the gate after the installation finds the silent one, and preflight names it from then on."""
+    run = site("h20-16")
+    assert run.rc == 2, run.output
+    assert "7 of 8 GPUs answer, fabric Completed Success" in run.words
+    run = play("preflight", "--limit", "h20-16", "--extra-vars", '{"fleet_hosts": "unfit"}')
+    assert run.rc == 2, run.output
+    assert "GPU-LOST 7 of 8 GPUs answer; 0000:5d:00.0 on the PCI bus but not in nvidia-smi" in run.words
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,14 @@ def fetch(job: Job) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
     (job.partial / STAMP).write_text(json.dumps(stamp_of(job.partial, job.files)), encoding="utf-8")
     os.sync()
+    unproved = job.destination.with_name(f"{job.destination.name}.unproved")
+    if (
+        job.destination.exists()
+    ):  # copied there by hand beside the partial folder; all of it has been proved or fetched again by now
+        job.destination.rename(unproved)
     job.partial.rename(job.destination)
+    if unproved.exists():
+        shutil.rmtree(unproved)
     print(
         f"{job.destination} is complete: {len(job.files)} files, {sum(file.size for file in job.files)} bytes proved",
         flush=True,
