@@ -165,7 +165,7 @@ def host_plan(fleet: Fleet, host: Host, address: str, reference: str, folders: S
             f"{parts / 'pci'}:/sys/bus/pci/devices:ro",
             f"{parts / 'module'}:/sys/module:rw",
             f"{parts / 'hardware.json'}:/etc/testbed/hardware.json:ro",
-            f"{CACHE}:/var/cache/h20-fleet/uv:rw",
+            f"{CACHE}:/var/cache/h20-fleet:rw",
             *(f"{folder}:{folder}:ro" for folder in folders),
         ],
     }
