@@ -43,9 +43,10 @@ molecule: setup ## the test bed and every molecule scenario on it
 build: setup ## the collection's tarball in dist/
 	@$(VENV)/ansible-galaxy collection build --force --output-path dist
 
-lock: setup ## resolve requirements/test.in into requirements/test.txt
+lock: setup ## resolve the pinned requirements of the tools and the lock files of vLLM
 	@$(VENV)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade requirements/test.in > .cache/lock.txt
 	@{ echo '# SPDX-License-Identifier: Apache-2.0'; echo '# Resolved from test.in by `make lock`, for Python 3.11 to 3.14 alike.'; cat .cache/lock.txt; } > requirements/test.txt
+	@PATH="$(CURDIR)/$(VENV):$$PATH" requirements/locks/compile.sh
 
 clean: ## the test bed's containers and everything that was built here
 	@if [[ -x $(VENV)/python && -d tests/testbed ]]; then $(TESTBED) clean || echo "clean: the test bed's containers may be left" >&2; fi

@@ -15,7 +15,7 @@ from gates.shell import CACHE, ROOT, GateError, Shell, fail_with, files
 BUILD = CACHE / "build"
 SHIPPED = {
     "CHANGELOG.md", "FILES.json", "LICENSE", "MANIFEST.json", "README.md",
-    "changelogs", "docs", "inventories", "meta", "playbooks", "plugins", "roles",
+    "changelogs", "docs", "examples", "inventories", "meta", "playbooks", "plugins", "roles",
 }  # fmt: skip
 
 
