@@ -37,13 +37,7 @@ options:
     description: Seconds to wait for the answer.
     type: int
     default: 120
-attributes:
-  check_mode:
-    description: Asks in check mode as well; nothing changes by it.
-    support: full
-  diff_mode:
-    description: Nothing changes, so there is no diff.
-    support: none
+extends_documentation_fragment: [h20.fleet.attributes.read_only]
 author:
   - h20.fleet maintainers (@h20-fleet)
 """

@@ -25,13 +25,7 @@ options:
     description: Whether to ask how the GPUs are joined as well.
     type: bool
     default: false
-attributes:
-  check_mode:
-    description: Reads only, so it answers the same in check mode.
-    support: full
-  diff_mode:
-    description: Nothing changes, so there is no diff.
-    support: none
+extends_documentation_fragment: [h20.fleet.attributes.read_only]
 author:
   - h20.fleet maintainers (@h20-fleet)
 """

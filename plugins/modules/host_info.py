@@ -27,13 +27,7 @@ options:
     type: list
     elements: int
     default: []
-attributes:
-  check_mode:
-    description: Reads only, so it answers the same in check mode.
-    support: full
-  diff_mode:
-    description: Nothing changes, so there is no diff.
-    support: none
+extends_documentation_fragment: [h20.fleet.attributes.read_only]
 author:
   - h20.fleet maintainers (@h20-fleet)
 """

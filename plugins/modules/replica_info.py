@@ -20,13 +20,7 @@ options:
     description: Folder of the configuration files of the instances.
     type: path
     default: /etc/vllm
-attributes:
-  check_mode:
-    description: Reads only, so it answers the same in check mode.
-    support: full
-  diff_mode:
-    description: Nothing changes, so there is no diff.
-    support: none
+extends_documentation_fragment: [h20.fleet.attributes.read_only]
 author:
   - h20.fleet maintainers (@h20-fleet)
 """

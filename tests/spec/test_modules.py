@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible.plugins.loader import fragment_loader, init_plugin_loader
+from ansible.utils.plugin_docs import get_docstring
 
 from spec.tree import MODULES, ROOT
 
+init_plugin_loader([str(ROOT / ".cache/collections")])
 CORES = ("2.19", "2.20", "2.21")
 
 
@@ -30,7 +33,8 @@ def test_documentation_loads(path: Path) -> None:
     documentation = yaml.safe_load(texts["DOCUMENTATION"])
     assert documentation["module"] == path.stem
     assert documentation["short_description"]
-    assert {"check_mode", "diff_mode"} <= set(documentation.get("attributes") or {})
+    resolved = get_docstring(str(path), fragment_loader, collection_name="h20.fleet")[0]
+    assert {"check_mode", "diff_mode"} <= set(resolved.get("attributes") or {})
     assert isinstance(yaml.safe_load(texts["EXAMPLES"]), list)
     assert isinstance(yaml.safe_load(texts["RETURN"]), dict)
 
