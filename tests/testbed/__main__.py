@@ -8,7 +8,7 @@ import sys
 
 from docker.errors import DockerException
 
-from testbed import SetupError, Stopwatch, alone, engine, fleet, say
+from testbed import SetupError, Stopwatch, alone, engine, fleet, lifecycle, say
 
 
 def arguments() -> argparse.Namespace:
@@ -37,20 +37,20 @@ def act(options: argparse.Namespace) -> None:
     if options.verb == "up":
         watch = Stopwatch()
         with alone():
-            fleet.up(fleet.load(options.fleet), watch)
+            lifecycle.up(fleet.load(options.fleet), watch)
         say("time", watch.summary())
     elif options.verb == "clean":
         with alone():
-            fleet.clean(engine.connect())
+            lifecycle.clean(engine.connect())
     elif (client := engine.connect()) is None:
         raise SetupError(
             "No container engine answers, so there is nothing to see or to remove. `up` starts one, or says how."
         )
     elif options.verb == "down":
         with alone():
-            fleet.down(client, options.fleet)
+            lifecycle.down(client, options.fleet)
     else:
-        print(fleet.status(client, [options.fleet] if options.fleet else fleet.names()))
+        print(lifecycle.status(client, [options.fleet] if options.fleet else fleet.names()))
 
 
 def main() -> int:

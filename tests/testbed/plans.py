@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the containers of a fleet are made from: one plan for each host and each service, worked out without the engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed import STATE, hub
+from testbed.fleet import Fleet, Host
+
+SERVICES = STATE / "services"
+CACHE = "h20-fleet-uv-cache"  # one volume for all hosts, so that a wheel comes once
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A container to be: `options` are keyword arguments of the engine's create call."""
+
+    name: str
+    address: str
+    options: Mapping[str, Any]
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> str:
+        """A hash of all of it: another hash is another container."""
+        return hashlib.sha256(
+            json.dumps([self.address, self.options, self.aliases], sort_keys=True).encode()
+        ).hexdigest()[:12]
+
+
+def host_plan(fleet: Fleet, host: Host, address: str, reference: str, folders: Sequence[str]) -> Plan:
+    """Return the container of `host`: it boots systemd, and sees the PCI devices and kernel modules of its description.
+
+    systemd needs the engine's own cgroup tree, writable; its sandboxing of units needs SYS_ADMIN and no syscall filter. With cgroup v1 as with v2 it manages
+    the part below the container's own cgroup. SYS_PTRACE lets root see who holds a port, as it does on a real host. vLLM asks for more shared memory than
+    the engine's default. `folders` of this machine appear at their own paths.
+    """
+    parts = fleet.state / "hosts" / host.name
+    options = {
+        "image": reference,
+        "hostname": host.name,
+        "labels": fleet.labels,
+        "stop_signal": "SIGRTMIN+3",
+        "restart_policy": {"Name": "always"},  # makes `systemctl reboot` a reboot
+        "cgroupns": "host",
+        "cap_add": ["SYS_ADMIN", "SYS_PTRACE", "NET_ADMIN"],
+        "security_opt": ["seccomp=unconfined", "apparmor=unconfined"],
+        "shm_size": "1g",
+        "tmpfs": {"/run": "", "/run/lock": "", "/tmp": "exec", **host.tmpfs},  # noqa: S108 - the mount point inside
+        "volumes": [
+            "/sys/fs/cgroup:/sys/fs/cgroup:rw",
+            f"{parts / 'pci'}:/sys/bus/pci/devices:ro",
+            f"{parts / 'module'}:/sys/module:rw",
+            f"{parts / 'hardware.json'}:/etc/testbed/hardware.json:ro",
+            f"{CACHE}:/var/cache/h20-fleet:rw",
+            *(f"{folder}:{folder}:ro" for folder in folders),
+        ],
+    }
+    return Plan(host.name, address, options)
+
+
+def service_plans(fleet: Fleet, where: Mapping[str, str], reference: str) -> list[Plan]:
+    """Return the containers of the fleet's hub and mirror."""
+    program = Path(hub.__file__).with_name("server.py")
+    mirror = ["python3", "-m", "http.server", "80", "--directory", "/srv/root"]
+    return [
+        service_plan(
+            fleet,
+            "hub",
+            where,
+            reference,
+            ["python3", "/srv/server.py", "--root", "/srv/root", "--port", "80"],
+            [program],
+        ),
+        service_plan(fleet, "mirror", where, reference, mirror, []),
+    ]
+
+
+def service_plan(
+    fleet: Fleet,
+    service: str,
+    where: Mapping[str, str],
+    reference: str,
+    command: Sequence[str],
+    programs: Sequence[Path],
+) -> Plan:
+    """Return the container that serves the folder `service` at http://<service>.test; a program that changes makes another container."""
+    name = f"{fleet.name}-{service}"
+    sources = "".join(program.read_text() for program in programs)
+    options = {
+        "image": reference,
+        "hostname": name,
+        "labels": fleet.labels | {"h20.fleet.program": hashlib.sha256(sources.encode()).hexdigest()[:12]},
+        "command": list(command),
+        "environment": {"PYTHONUNBUFFERED": "1"},
+        "stop_signal": "SIGINT",  # Python as PID 1 heeds it, unlike SIGTERM
+        "restart_policy": {"Name": "always"},
+        "volumes": [
+            f"{SERVICES / service}:/srv/root:ro",
+            *(f"{program}:/srv/{program.name}:ro" for program in programs),
+        ],
+    }
+    return Plan(name, where[name], options, (f"{service}.test",))

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plans of containers: what a host boots with and sees, and what makes another container of a service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from testbed import LABEL, ROOT, ROOT_LABEL, plans
+from unit.testbed.sample import DEMO, WHERE
+
+
+def test_a_host_boots_systemd_and_sees_its_hardware() -> None:
+    plan = plans.host_plan(DEMO, DEMO.hosts[1], WHERE["h20-02"], "image:tag", ["/srv/wheels"])
+    options = plan.options
+    assert options["hostname"] == plan.name == "h20-02"
+    assert options["labels"] == {LABEL: "demo", ROOT_LABEL: str(ROOT)}
+    assert options["cgroupns"] == "host"
+    assert options["stop_signal"] == "SIGRTMIN+3"
+    assert options["restart_policy"] == {"Name": "always"}
+    assert options["tmpfs"]["/small"] == "size=8m"
+    assert {"/run", "/run/lock"} < set(options["tmpfs"])
+    parts = ROOT / ".testbed" / "demo" / "hosts" / "h20-02"
+    assert f"{parts}/pci:/sys/bus/pci/devices:ro" in options["volumes"]
+    assert f"{parts}/module:/sys/module:rw" in options["volumes"]
+    assert f"{parts}/hardware.json:/etc/testbed/hardware.json:ro" in options["volumes"]
+    assert "/srv/wheels:/srv/wheels:ro" in options["volumes"]
+
+
+def test_services_answer_to_their_names_and_follow_their_program(tmp_path: Path) -> None:
+    program = tmp_path / "server.py"
+    program.write_text("one")
+    first = plans.service_plan(DEMO, "hub", WHERE, "image:tag", ["python3"], [program])
+    assert (first.name, first.address, first.aliases) == ("demo-hub", "172.30.0.2", ("hub.test",))
+    assert first.spec == plans.service_plan(DEMO, "hub", WHERE, "image:tag", ["python3"], [program]).spec
+    program.write_text("two")
+    assert first.spec != plans.service_plan(DEMO, "hub", WHERE, "image:tag", ["python3"], [program]).spec
