@@ -4,15 +4,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
 import typing as t
 
-import docker
 import pytest
-from conftest import INSTANCE, ROOT, UNIT, Api, backend, on_console
+from conftest import INSTANCE, UNIT, Api, backend
 
 if t.TYPE_CHECKING:
     from testinfra.host import Host
@@ -22,17 +17,11 @@ testinfra_hosts = [backend("h20-11"), backend("h20-12")]
 RELEASE = "/opt/vllm/releases/demo"
 DRIVER = "580.173.02"
 MODEL = "/data/models/h20-fleet/tiny-deepseek-v3"
-READY_SECONDS = 300
 
 
 @pytest.fixture
 def api(host: Host) -> Api:
     return Api(host.backend.host.name)
-
-
-def processes_of(host: Host, user: str) -> list[str]:
-    output: str = host.run(f"ps -o pid=,args= -u {user}").stdout
-    return output.splitlines()
 
 
 def test_driver_fabric_manager_and_nscq_are_of_one_version_and_held(host: Host) -> None:
@@ -118,62 +107,3 @@ def test_api_answers_with_the_key_and_refuses_without(host: Host, api: Api) -> N
         "curl --silent --output /dev/null --write-out '%{http_code}' http://127.0.0.1:8000/v1/models"
     )
     assert status == "401"
-
-
-def test_curl_and_journal_of_the_guide_work(host: Host, api: Api) -> None:
-    body = json.dumps({"model": INSTANCE, "prompt": "Hello", "max_tokens": 4})
-    headers = f"-H 'Content-Type: application/json' -H 'Authorization: Bearer {api.key}'"
-    curl = f"curl --silent --fail http://127.0.0.1:8000/v1/completions {headers} -d '{body}'"
-    assert json.loads(host.check_output(curl))["usage"]["completion_tokens"] == 4
-    assert "ready after" in host.check_output(f"journalctl --unit {UNIT} --no-pager --output cat")
-
-
-@pytest.mark.usefixtures("host")
-def test_chat_example_streams_an_answer(api: Api) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "examples/chat.py"),
-        "--base-url",
-        f"{api.url}/v1",
-        "--model",
-        INSTANCE,
-        "--max-tokens",
-        "8",
-        "Hello",
-    ]
-    done = subprocess.run(
-        command, env=os.environ | {"OPENAI_API_KEY": api.key}, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-
-
-def test_offline_batch_example_answers_every_prompt(host: Host) -> None:
-    script = (ROOT / "examples/offline_batch.py").read_text(encoding="utf-8")
-    host.check_output("printf %%s %s > /tmp/offline_batch.py", script)
-    options = f"--model {MODEL}/current --tensor-parallel-size 1 --max-model-len 512 --max-tokens 8 --enforce-eager"
-    run = "runuser -u vllm -- env HOME=/var/lib/vllm VLLM_CPU_KVCACHE_SPACE=1 /opt/vllm/current/bin/python /tmp/offline_batch.py"
-    output = host.check_output(
-        f"printf 'one\\ntwo\\n' | {run} {options} 2>/tmp/offline_batch.log || (cat /tmp/offline_batch.log; false)"
-    )
-    answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    assert [answer["prompt"] for answer in answers] == ["one", "two"]
-    assert all(answer["text"] for answer in answers)
-
-
-def test_stop_leaves_no_process_and_start_serves_again(host: Host, api: Api) -> None:
-    assert processes_of(host, "vllm")
-    assert host.run(f"systemctl stop {UNIT}").rc == 0
-    assert processes_of(host, "vllm") == []
-    assert host.run(f"systemctl start {UNIT}").rc == 0, "start must wait for the first completion"
-    assert api.chat()
-
-
-@pytest.mark.usefixtures("host")
-def test_service_survives_a_restart_of_its_host(api: Api) -> None:
-    docker.from_env().containers.get(api.host).restart()
-    end = time.monotonic() + READY_SECONDS
-    while on_console(api.host, "systemctl", "is-active", UNIT).strip() != "active":
-        assert time.monotonic() < end, f"{UNIT} is not active after {READY_SECONDS} s"
-        time.sleep(2)
-    assert api.chat()

@@ -272,3 +272,16 @@ def test_going_back_fetches_nothing(host: Host) -> None:
     assert run.rc == 0, run.output
     assert host.file(f"{MODEL}/current").linked_to == f"{MODEL}/{FIRST}"
     assert Api("h20-11").chat()
+
+
+def test_no_secret_in_the_most_verbose_output() -> None:
+    """Neither the key that is there nor one that would replace it."""
+    verified = play("verify", "--limit", "h20-11", "--tags", "vllm_service", "-vvv")
+    assert verified.rc == 0, verified.output
+    checked = site(
+        "h20-11", {"vllm_service_api_key": "another-secret"}, "--tags", "vllm_service", "--check", "--diff", "-vvv"
+    )
+    assert checked.rc == 0, checked.output
+    assert "Write the environment of each instance" in checked.output
+    assert Api("h20-11").key not in verified.output + checked.output
+    assert "another-secret" not in checked.output
