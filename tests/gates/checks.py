@@ -146,3 +146,5 @@ def molecule(shell: Shell) -> None:
     )
     fail_with([line for line in lines if "no tests found" in line], "scenarios without tests", shell)
     fail_with(own_deprecations(lines), "deprecations in this tree", shell)
+    # Hosts on which a test failed stay, to be looked at.
+    shell.run("python", "-m", "testbed", "down", "--fleet", "molecule", env={"PYTHONPATH": "tests"})

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any
 
 from docker import DockerClient
@@ -27,7 +28,12 @@ def ensure_network(client: DockerClient, fleet: Fleet) -> IPv4Network:
     Only in a network with a subnet of its own can containers have an address that survives a reboot, and only the engine knows which subnet is free here.
     """
     for network in client.networks.list(names=[f"^{fleet.network}$"]):
-        if labels_of(network).get(ROOT_LABEL) != str(ROOT):
+        owner = labels_of(network).get(ROOT_LABEL)
+        if is_gone(owner):
+            network.remove()
+            say("network", f"{fleet.network} removed: its working copy {owner} is gone")
+            break
+        if owner != str(ROOT):
             raise SetupError(
                 f"The network {fleet.network} exists and is not this test bed's. Remove it: docker network rm {fleet.network}"
             )
@@ -113,8 +119,13 @@ def create(client: DockerClient, fleet: Fleet, plan: Plan) -> Container:
     )
 
 
+def is_gone(owner: str | None) -> bool:
+    """Whether a label names a working copy that was deleted since; what it left in the engine is nobody's."""
+    return owner is not None and not Path(owner).exists()
+
+
 def existing(client: DockerClient, name: str) -> Container | None:
-    """Return the container called `name`; SetupError where it is not this test bed's."""
+    """Return the container called `name`; SetupError where it is not this test bed's. What a deleted working copy left is removed."""
     try:
         container = client.containers.get(name)
     except NotFound:
@@ -122,6 +133,10 @@ def existing(client: DockerClient, name: str) -> Container | None:
     if container.labels.get(ROOT_LABEL) == str(ROOT):
         return container
     owner = container.labels.get(ROOT_LABEL)
+    if is_gone(owner):
+        container.remove(force=True)
+        say(name, f"removed: its working copy {owner} is gone")
+        return None
     whose = (
         f"belongs to the test bed of {owner}: take that down first"
         if owner

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -78,9 +79,16 @@ def test_a_missing_container_is_created_at_its_address() -> None:
     assert created[0]["labels"] == OURS
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"), [({}, "is not the test bed's"), ({ROOT_LABEL: "/else"}, "test bed of /else")]
-)
-def test_a_name_that_someone_else_uses_stops_the_test_bed(labels: dict[str, str], message: str) -> None:
+@pytest.mark.parametrize(("owner", "message"), [(None, "is not the test bed's"), ("another", "test bed of .*another")])
+def test_a_name_that_someone_else_uses_stops_the_test_bed(owner: str | None, message: str, tmp_path: Path) -> None:
+    (tmp_path / "another").mkdir()
+    box = Box({ROOT_LABEL: str(tmp_path / owner)} if owner else {}, "running")
     with pytest.raises(SetupError, match=message):
-        containers.existing(engine_with(Box(labels, "running"))[0], "h20-01")
+        containers.existing(engine_with(box)[0], "h20-01")
+    assert box.calls == []
+
+
+def test_what_a_deleted_working_copy_left_is_removed(tmp_path: Path) -> None:
+    box = Box({ROOT_LABEL: str(tmp_path / "deleted")}, "running")
+    assert containers.existing(engine_with(box)[0], "h20-01") is None
+    assert box.calls == ["remove True"]
