@@ -108,7 +108,7 @@ def main() -> None:
             "url": {"type": "str", "required": True},
             "model": {"type": "str", "required": True},
             "prompt": {"type": "str", "default": "Are you there?"},
-            "max_tokens": {"type": "int", "default": 8},
+            "max_tokens": {"type": "int", "default": 8, "no_log": False},
             "api_key": {"type": "str", "default": "", "no_log": True},
             "timeout": {"type": "int", "default": 120},
         },

@@ -29,6 +29,10 @@ def arguments() -> argparse.Namespace:
             command.add_argument(
                 "--fleet", default=None if verb == "status" else "demo", help=f"one of: {', '.join(fleet.names())}"
             )
+        if verb == "up":
+            command.add_argument(
+                "--bare", action="store_true", help="take the fleet down first, so that every host is bare"
+            )
     return parser.parse_args()
 
 
@@ -37,7 +41,7 @@ def act(options: argparse.Namespace) -> None:
     if options.verb == "up":
         watch = Stopwatch()
         with alone():
-            lifecycle.up(fleet.load(options.fleet), watch)
+            lifecycle.up(fleet.load(options.fleet), watch, options.bare)
         say("time", watch.summary())
     elif options.verb == "clean":
         with alone():

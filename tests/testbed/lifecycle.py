@@ -23,11 +23,13 @@ from testbed.fleet import Fleet, addresses
 from testbed.plans import SERVICES
 
 
-def up(fleet: Fleet, watch: Stopwatch) -> None:
-    """Bring the fleet up: whatever exists and runs is left as it is."""
+def up(fleet: Fleet, watch: Stopwatch, bare: bool = False) -> None:
+    """Bring the fleet up: whatever exists and runs is left as it is, or with `bare` made anew."""
     STATE.mkdir(exist_ok=True)
     with watch.stage("engine"):
         client = engine.ensure()
+        if bare:
+            down(client, fleet.name)
         refuse_strangers(client, fleet)
     with watch.stage("image"):
         reference = image.ensure(client)
