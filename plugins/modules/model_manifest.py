@@ -74,73 +74,12 @@ bytes:
 
 import json
 import os
-import re
 import tempfile
 import typing as t
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.urls import open_url
-
-NEXT_PAGE = re.compile(r'<([^>]+)>;\s*rel="next"')
-
-
-class ManifestError(Exception):
-    """The hub did not answer with a tree; the text says what to do."""
-
-
-def manifest_file(entry: dict[str, t.Any]) -> dict[str, t.Any]:
-    """One file of a manifest: large files carry their sha256, small ones the hash that git gives the blob."""
-    lfs = entry.get("lfs")
-    return {
-        "path": entry["path"],
-        "size": entry["size"],
-        "algorithm": "sha256" if lfs else "git-sha1",
-        "digest": lfs["oid"] if lfs else entry["oid"],
-    }
-
-
-def fetch_manifest(params: dict[str, t.Any], ca_path: str | None) -> dict[str, t.Any]:
-    """The manifest of ``params['revision']``; raises ManifestError."""
-    repo, revision = params["repo"], params["revision"]
-    url = f"{params['endpoint'].rstrip('/')}/api/models/{repo}/tree/{quote(revision, safe='')}?recursive=true"
-    headers = {"Authorization": f"Bearer {params['token']}"} if params["token"] else {}
-    files: list[dict[str, t.Any]] = []
-    page: str | None = url
-    while page:
-        try:
-            with open_url(page, headers=headers, timeout=params["timeout"], ca_path=ca_path) as response:
-                entries = json.load(response)
-                following = NEXT_PAGE.search(response.headers.get("Link") or "")
-        except HTTPError as error:
-            with error:
-                raise ManifestError(_refusal(error, params)) from error
-        except (URLError, OSError, HTTPException, ValueError) as error:
-            raise ManifestError(
-                f"the hub {params['endpoint']} does not answer: {getattr(error, 'reason', error)}"
-                " -> check that it is up and reachable from this host, or set fleet_hub_endpoint to another mirror"
-            ) from error
-        files += [manifest_file(entry) for entry in entries if entry["type"] == "file"]
-        page = following.group(1) if following else None
-    return {"repo": repo, "revision": revision, "files": sorted(files, key=lambda file: str(file["path"]))}
-
-
-def _refusal(error: HTTPError, params: dict[str, t.Any]) -> str:
-    code = error.headers.get("X-Error-Code", "")
-    if code == "RevisionNotFound":
-        return (
-            f"the hub {params['endpoint']} has no revision {params['revision']} of {params['repo']}"
-            " -> correct the release's model.revision, or wait until the mirror has it"
-        )
-    if code == "RepoNotFound" or error.code in (401, 403, 404):
-        return (
-            f"the hub {params['endpoint']} has no repository {params['repo']}, or none that this token may read (HTTP {error.code})"
-            " -> correct the release's model.repo, or set fleet_hub_token"
-        )
-    return f"the hub {params['endpoint']} answers HTTP {error.code} {error.reason} -> try again later, or set fleet_hub_endpoint to another mirror"
+from ansible_collections.h20.fleet.plugins.module_utils import _hub
 
 
 def kept_manifest(path: Path, repo: str, revision: str) -> dict[str, t.Any] | None:
@@ -168,7 +107,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     path = Path(module.params["path"])
-    if not re.fullmatch(r"[0-9a-f]{40}", module.params["revision"]):
+    if not _hub.is_pinned(module.params["revision"]):
         module.fail_json(
             msg=f"{module.params['revision']!r} is no full commit (40 hexadecimal digits): a branch or tag moves, so it cannot be pinned"
         )
@@ -190,15 +129,11 @@ def main() -> None:
 
 def ask(module: AnsibleModule) -> dict[str, t.Any]:
     """The manifest that the hub tells; what it refuses ends the module."""
-    authorities = module.params["ca_certificates"]
-    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
-        file.write(authorities)
-        file.flush()
-        try:
-            manifest = fetch_manifest(module.params, file.name if authorities else None)
-        except ManifestError as error:
-            module.fail_json(msg=str(error))
-    return manifest
+    try:
+        with _hub.trusting(module.params["ca_certificates"]) as ca_path:
+            return _hub.Hub.of(module.params, ca_path).manifest()
+    except _hub.HubError as error:
+        return t.cast(dict[str, t.Any], module.fail_json(msg=str(error)))
 
 
 if __name__ == "__main__":
