@@ -48,6 +48,8 @@ def write_sysfs(description: hardware.Description, root: Path) -> Path:
     (sysfs / "bus/pci").mkdir(parents=True)
     (sysfs / "bus/pci/devices").symlink_to(root / "etc/testbed/pci")
     (sysfs / "module").symlink_to(root / "etc/testbed/module")
+    for folder in ("firmware", "class"):
+        (sysfs / folder).symlink_to(root / "etc/testbed/sys" / folder)
     return sysfs
 
 
