@@ -9,7 +9,7 @@ VENV := .venv/bin
 TESTBED := PYTHONPATH=tests $(VENV)/python -m testbed
 RUN := PYTHONPATH=tests $(VENV)/python -m gates.run
 
-.PHONY: help setup demo test gates lint sanity unit molecule build lock clean
+.PHONY: help setup demo test gates lint sanity unit molecule bench build lock clean
 
 help: ## this list
 	@echo "h20.fleet: from bare hosts with eight NVIDIA H20 to a fleet that serves DeepSeek-V3 with vLLM"
@@ -39,6 +39,9 @@ unit: setup ## unit and spec tests
 
 molecule: setup ## the test bed and every molecule scenario on it
 	@$(RUN) testbed molecule
+
+bench: demo ## what a converged fleet costs, as a table and in bench/results.json
+	@$(VENV)/python bench/run.py
 
 build: setup ## the collection's tarball in dist/
 	@$(VENV)/ansible-galaxy collection build --force --output-path dist

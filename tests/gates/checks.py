@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from gates.shell import ROOT, GateError, Shell, fail_with, files
 
 _DEPRECATION = "[DEPRECATION WARNING]"
+FLEETS = ("molecule", "hardware")
 
 
 def venv(shell: Shell) -> None:
@@ -51,7 +52,7 @@ def mypy(shell: Shell) -> None:
     scenarios = files("molecule/*.py")
     sides = {
         "hosts": ("3.10", files("plugins/*.py", "roles/*.py")),
-        "tests": ("3.11", files("tests/*.py")),
+        "tests": ("3.11", files("tests/*.py", "bench/*.py")),
         # Each folder of a scenario's tests is a root of its own, as it is to pytest.
         "molecule": ("3.11", scenarios),
     }
@@ -114,8 +115,9 @@ def unit(shell: Shell) -> None:
 
 
 def testbed(shell: Shell) -> None:
-    """Bring the fleet of the molecule scenarios up, bare: what an earlier run left would hide a missing step."""
-    shell.run("python", "-m", "testbed", "up", "--fleet", "molecule", "--bare", env={"PYTHONPATH": "tests"})
+    """Bring the fleets of the molecule scenarios up, bare: what an earlier run left would hide a missing step."""
+    for fleet in FLEETS:
+        shell.run("python", "-m", "testbed", "up", "--fleet", fleet, "--bare", env={"PYTHONPATH": "tests"})
 
 
 def own_deprecations(lines: list[str]) -> list[str]:
@@ -146,4 +148,5 @@ def molecule(shell: Shell) -> None:
     fail_with([line for line in lines if "no tests found" in line], "scenarios without tests", shell)
     fail_with(own_deprecations(lines), "deprecations in this tree", shell)
     # Hosts on which a test failed stay, to be looked at.
-    shell.run("python", "-m", "testbed", "down", "--fleet", "molecule", env={"PYTHONPATH": "tests"})
+    for fleet in FLEETS:
+        shell.run("python", "-m", "testbed", "down", "--fleet", fleet, env={"PYTHONPATH": "tests"})
