@@ -76,6 +76,22 @@ def test_weights_are_readable_for_all_and_writable_for_root_alone(host: Host) ->
     assert odd == ""
 
 
+def test_collectives_between_the_ranks_are_right_and_their_bandwidth_is_kept(host: Host) -> None:
+    kept = json.loads(host.file("/var/lib/h20-fleet/nccl-bandwidth.json").content_string)
+    assert (kept["key"]["backend"], kept["key"]["ranks"], kept["key"]["release"]) == ("gloo", 2, "demo")
+    results = kept["measurement"]["results"]
+    assert {result["collective"] for result in results} == {"all_reduce", "all_gather", "all_to_all"}
+    assert all(result["busbw_gb_s"] > 0 for result in results)
+    settings = [line for line in host.file("/etc/nccl.conf").content_string.splitlines() if not line.startswith("#")]
+    assert settings == ["NCCL_DEBUG=WARN"]
+
+
+def test_plan_of_the_memory_stands_beside_the_configuration(host: Host) -> None:
+    plan = json.loads(host.file(f"/etc/vllm/{INSTANCE}.plan.json").content_string)
+    assert plan["layout"] == "TP1"
+    assert plan["kv_bytes_per_token"] > 0
+
+
 def test_service_runs_as_its_own_user_and_starts_after_the_fabric_manager(host: Host) -> None:
     service = host.service(UNIT)
     assert service.is_running

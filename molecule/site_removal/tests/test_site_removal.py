@@ -30,6 +30,8 @@ def test_no_file_of_the_collection_is_left(host: Host) -> None:
         "/usr/local/lib/h20-fleet",
         "/var/lib/vllm",
         "/var/lib/model-fetch",
+        "/var/lib/h20-fleet",
+        "/etc/nccl.conf",
     ):
         assert not host.file(path).exists, path
 
