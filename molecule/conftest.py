@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import typing as t
@@ -17,13 +18,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ROOT / ".testbed/molecule"
+REPORTS = ROOT / ".testbed/reports/preflight"
 INSTANCE = "tiny-deepseek"
 UNIT = f"vllm@{INSTANCE}.service"
 
 
-def backend(name: str) -> str:
+def backend(name: str, fleet: str = "molecule") -> str:
     """Testinfra's address of a host: root, over the same SSH as Ansible."""
-    return f"ssh://{name}?sudo=true&ssh_config={STATE / 'ssh_config'}"
+    return f"ssh://{name}?sudo=true&ssh_config={ROOT / '.testbed' / fleet / 'ssh_config'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +93,69 @@ def on_console(name: str, *command: str) -> str:
     return output.decode()
 
 
+def shell(name: str, script: str) -> str:
+    """What a script prints that runs on a host's console; it must succeed."""
+    done = docker.from_env().containers.get(name).exec_run(["sh", "-euc", script])
+    assert isinstance(done.output, bytes)
+    assert done.exit_code == 0, f"{name}: {script}\n{done.output.decode()}"
+    return done.output.decode().strip()
+
+
+def describe(name: str, description: str | dict[str, t.Any], fleet: str = "molecule") -> None:
+    """Give a host that runs other hardware: a description of the test bed by its name, or one in place."""
+    text = description if isinstance(description, str) else json.dumps(description)
+    command = [sys.executable, "-m", "testbed", "describe", "--fleet", fleet, name, text]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@dataclasses.dataclass(frozen=True)
+class Packages:
+    """What dpkg has on a host: every package with its version and status, what is held, and what it would rather have mended."""
+
+    installed: str
+    held: str
+    audit: str
+
+    @classmethod
+    def of(cls, name: str) -> Packages:
+        query = r"dpkg-query --show --showformat='${Package} ${Version} ${db:Status-Abbrev}\n'"
+        return cls(shell(name, query), shell(name, "apt-mark showhold"), shell(name, "dpkg --audit"))
+
+
+def follows_release(name: str, version: str) -> None:
+    """Assert it of driver, fabric manager and nscq: one version to the digit, held, from NVIDIA's repository, and what apt would install.
+
+    All other packages of the driver are of that version as well, and one pinning package is there.
+    """
+    held = shell(name, "apt-mark showhold").split()
+    for package in ("nvidia-open", "nvidia-fabricmanager", "libnvidia-nscq"):
+        policy = shell(name, f"apt-cache policy {package}")
+        fields = dict(re.findall(r"^  (Installed|Candidate): (\S+)", policy, re.MULTILINE))
+        assert fields["Installed"] == fields["Candidate"], policy
+        assert fields["Installed"].startswith(f"{version}-"), policy
+        source = re.search(rf" \*\*\* {re.escape(fields['Installed'])} \d+\n +\d+ (\S+)", policy)
+        assert source, policy
+        assert source[1].startswith("http://mirror.test/compute/cuda/repos/"), policy
+        assert package in held, held
+    upstream = r"dpkg-query --show --showformat='${db:Status-Status} ${Package} ${source:Upstream-Version}\n'"
+    lines = [line.split() for line in shell(name, f"{upstream} '*nvidia*' 'libcuda1'").splitlines()]
+    versions = {words[1]: words[2] for words in lines if words[0] == "installed" and len(words) == 3}
+    pinnings = {package for package in versions if package.startswith("nvidia-driver-pinning-")}
+    assert pinnings == {f"nvidia-driver-pinning-{version}"}
+    assert {versions[package] for package in versions.keys() - pinnings} == {version}, versions
+    assert shell(name, "dpkg --audit") == ""
+    assert shell(name, "cat /sys/module/nvidia/version") == version
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> t.Iterator[None]:
     """Add the journal of the service to the report of a failed test that looked at a host."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     host = getattr(item, "funcargs", {}).get("host")
-    if report.when == "call" and report.failed and host is not None:
+    if report.when == "call" and report.failed and host is not None and not isinstance(host, str):
         report.sections.append(
             ("journal", on_console(host.backend.host.name, "journalctl", "--lines", "80", "--no-pager"))
         )

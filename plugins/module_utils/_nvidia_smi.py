@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 
 #: Texts by which nvidia-smi says that it has nothing to say.
 _NOTHING = {"", "N/A", "[N/A]", "Unknown Error", "Requested functionality has been deprecated"}
+#: Of the fabric an unknown error is an answer: it has failed, and nobody knows why.
+_NO_STATUS = _NOTHING - {"Unknown Error"}
 #: Reasons for a low clock by their element without its prefix; up to driver 525 the prefix was clocks_throttle_reason_.
 _REASON = re.compile(r"clocks_(?:event|throttle)_reason_(\w+)")
 
@@ -105,7 +107,7 @@ def _gpu(gpu: ElementTree.Element) -> dict[str, t.Any]:
         "pcie_width_max": _integer(_field(gpu, "pci/pci_gpu_link_info/link_widths/max_link_width")),
         "throttle_reasons": _throttle_reasons(gpu),
         "fabric_state": _field(gpu, "fabric/state"),
-        "fabric_status": _field(gpu, "fabric/status"),
+        "fabric_status": _field(gpu, "fabric/status", _NO_STATUS),
         "processes": [_process(process) for process in gpu.iter("process_info")],
         "nvlinks": None,
     }
@@ -141,9 +143,9 @@ def _process(process: ElementTree.Element) -> dict[str, t.Any]:
     }
 
 
-def _field(element: ElementTree.Element, path: str) -> str | None:
+def _field(element: ElementTree.Element, path: str, nothing: t.Container[str] = frozenset(_NOTHING)) -> str | None:
     text = (element.findtext(path) or "").strip()
-    return None if text in _NOTHING else text
+    return None if text in nothing else text
 
 
 def _integer(text: str | None) -> int | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line of the test bed: python -m testbed up | down | clean | status [--fleet NAME]."""
+"""Command line of the test bed: python -m testbed up | describe | down | clean | status [--fleet NAME]."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="testbed", description="Containers that boot systemd and play bare H20 hosts."
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="up | down | clean | status")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="up | describe | down | clean | status")
     helps = {
         "up": "bring a fleet up, or bring back what of it is missing",
+        "describe": "give a host that runs other hardware, in place; it stays so until the next `up` or `describe`",
         "down": "remove a fleet: its containers, its network, its state",
         "clean": "remove every fleet, the image, the caches, all state, and stop the engine if it was started here",
         "status": "show what is there",
@@ -29,6 +30,9 @@ def arguments() -> argparse.Namespace:
             command.add_argument(
                 "--fleet", default=None if verb == "status" else "demo", help=f"one of: {', '.join(fleet.names())}"
             )
+        if verb == "describe":
+            command.add_argument("host", help="one of the fleet's")
+            command.add_argument("description", help="a file of hardware/ by its name, or what such a file holds")
         if verb == "up":
             command.add_argument(
                 "--bare", action="store_true", help="take the fleet down first, so that every host is bare"
@@ -50,6 +54,8 @@ def act(options: argparse.Namespace) -> None:
         raise SetupError(
             "No container engine answers, so there is nothing to see or to remove. `up` starts one, or says how."
         )
+    elif options.verb == "describe":
+        lifecycle.describe(client, fleet.load(options.fleet), options.host, options.description)
     elif options.verb == "down":
         with alone():
             lifecycle.down(client, options.fleet)

@@ -45,21 +45,112 @@ WantedBy=multi-user.target
 UNIT
 systemctl enable ssh-host-keys.service ssh.service
 systemctl disable apt-daily.timer apt-daily-upgrade.timer
+cat > /etc/systemd/system/testbed-hardware.service <<UNIT
+[Unit]
+Description=Show what the kernel of a real host shows
+DefaultDependencies=no
+Requires=testbed-hardware.socket
+After=testbed-hardware.socket
+Before=systemd-journald.service sysinit.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+StandardOutput=null
+ExecStart=/usr/libexec/testbed/hardware
+[Install]
+WantedBy=sysinit.target
+UNIT
+cat > /etc/systemd/system/testbed-hardware.socket <<UNIT
+[Unit]
+Description=Kernel messages of this host on their way to the journal
+DefaultDependencies=no
+Before=systemd-journald.service shutdown.target
+Conflicts=shutdown.target
+[Socket]
+ListenFIFO=/dev/kmsg
+SocketMode=0600
+RemoveOnStop=yes
+[Install]
+WantedBy=sysinit.target
+UNIT
+install -d /usr/libexec/testbed
+cat > /usr/libexec/testbed/hardware <<'SCRIPT'
+#!/bin/sh
+# The engine masks /sys/firmware, and nobody can add to /sys/class but by another one.
+set -e
+mount --bind /etc/testbed/sys/firmware /sys/firmware
+mkdir -p /run/testbed/class
+cd /sys/class
+find . ! -path ./infiniband ! -path './infiniband/*' '(' -type d -o -type l ')' -print0 | tar --create --null --no-recursion --files-from - |
+    tar --extract --directory /run/testbed/class
+ln -s /etc/testbed/sys/class/infiniband /run/testbed/class/infiniband
+mount --bind /run/testbed/class /sys/class
+SCRIPT
+chmod 0755 /usr/libexec/testbed/hardware
+systemctl enable testbed-hardware.service testbed-hardware.socket
 systemctl mask getty.target console-getty.service systemd-remount-fs.service sys-kernel-debug.mount sys-kernel-tracing.mount \
     sys-kernel-config.mount sys-fs-fuse-connections.mount dev-hugepages.mount dev-mqueue.mount
+"""
+
+# Runs after it. The packages of the running kernel, $KERNEL: its image and the metapackage that follows it are installed, the headers wait in a source. They
+# weigh nothing. The epoch puts the metapackages before those of the distribution, which know another kernel.
+KERNEL_SETUP = """
+flavour=amd64
+! grep -q '^ID=ubuntu' /etc/os-release || flavour=generic
+place=/usr/share/testbed/kernel
+version=${KERNEL%%-*}
+install -d $place
+deb() {  # name, dependency; its files are in $root
+    install -d $root/DEBIAN
+    {
+        echo "Package: $1"
+        echo "Version: 1:$version-1"
+        echo "Architecture: $(dpkg --print-architecture)"
+        echo "Section: kernel"
+        echo "Priority: optional"
+        echo "Maintainer: h20.fleet test bed <kernel@testbed.test>"
+        [ -z "$2" ] || echo "Depends: $2"
+        echo "Description: stand-in of the h20.fleet test bed for a package of the kernel"
+    } > $root/DEBIAN/control
+    chmod -R go=rX $root
+    dpkg-deb --root-owner-group --build $root $place/$1.deb > /dev/null
+    {
+        dpkg-deb --field $place/$1.deb
+        echo "Filename: ./$1.deb"
+        echo "Size: $(stat --format=%s $place/$1.deb)"
+        echo "SHA256: $(sha256sum $place/$1.deb | cut --delimiter=' ' --fields=1)"
+        echo
+    } >> $place/Packages
+    rm -r $root
+}
+root=/tmp/package
+install -d $root/boot $root/lib/modules/$KERNEL
+echo 'nothing boots from it' > $root/boot/vmlinuz-$KERNEL
+touch $root/lib/modules/$KERNEL/modules.order $root/lib/modules/$KERNEL/modules.builtin
+deb linux-image-$KERNEL ''
+install -d $root/usr/src/linux-headers-$KERNEL $root/lib/modules/$KERNEL
+echo 'all:' > $root/usr/src/linux-headers-$KERNEL/Makefile
+ln -s /usr/src/linux-headers-$KERNEL $root/lib/modules/$KERNEL/build
+deb linux-headers-$KERNEL ''
+deb linux-image-$flavour "linux-image-$KERNEL (= 1:$version-1)"
+deb linux-headers-$flavour "linux-headers-$KERNEL (= 1:$version-1)"
+echo "deb [trusted=yes] file:$place ./" > /etc/apt/sources.list.d/testbed-kernel.list
+dpkg --install $place/linux-image-*.deb
 """
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what the image holds; `mirror` is "" for mmdebstrap's own default, `apt_options` are lines of apt.conf."""
+    """Everything that decides what the image holds; `mirror` is "" for mmdebstrap's own default, `apt_options` are lines of apt.conf, `kernel` is the release
+    of the kernel that all hosts share."""
 
     suite: str
     mirror: str
     architecture: str
     apt_options: tuple[str, ...]
+    kernel: str
     packages: str = PACKAGES
-    setup: str = SETUP
+    setup: str = SETUP + KERNEL_SETUP
 
     @property
     def reference(self) -> str:
@@ -69,7 +160,7 @@ class Recipe:
     def command(self, archive: str) -> list[str]:
         """Return the mmdebstrap command that writes the root file system as the tar file `archive`."""
         options = [f"--aptopt={option}" for option in self.apt_options]
-        setup = f'chroot "$1" sh -euc {shlex.quote(self.setup)}'
+        setup = f'chroot "$1" env KERNEL={self.kernel} sh -euc {shlex.quote(self.setup)}'
         include = f"--include={self.packages}"
         mirror = [self.mirror] if self.mirror else []
         return [
@@ -102,6 +193,7 @@ def recipe(environ: Mapping[str, str]) -> Recipe:
         mirror=environ.get("H20_TESTBED_MIRROR", ""),
         architecture=platform.machine(),
         apt_options=apt_proxies(dump, environ),
+        kernel=platform.release(),
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs of the command line, each a sequence of steps that the other modules take: up, down, clean, status."""
+"""The verbs of the command line, each a sequence of steps that the other modules take: up, describe, down, clean, status."""
 
 from __future__ import annotations
 
@@ -12,10 +12,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from docker import DockerClient
 from docker.errors import APIError
 
-from testbed import LABEL, ROOT, ROOT_LABEL, STATE, SetupError, Stopwatch, access, engine, hub, image, nvidia, say
+from testbed import (
+    LABEL,
+    ROOT,
+    ROOT_LABEL,
+    STATE,
+    SetupError,
+    Stopwatch,
+    access,
+    engine,
+    hardware,
+    hub,
+    image,
+    kernel_log,
+    nvidia,
+    say,
+)
 from testbed.boot import wait_for_boot, wait_for_service
 from testbed.containers import ensure_containers, ensure_network, existing, fleets_there
 from testbed.environment import read as read_environment
@@ -77,6 +93,21 @@ def build_services() -> str:
     hub.build(SERVICES / "hub")
     hub.build_wheels(SERVICES / "mirror")
     return nvidia.build_repository(SERVICES / "mirror")
+
+
+def describe(client: DockerClient, fleet: Fleet, name: str, text: str) -> None:
+    """Give a host that runs other hardware, in place: `text` is the name of a description, or one as YAML (it has a colon)."""
+    if name not in {host.name for host in fleet.hosts}:
+        raise SetupError(f"{fleet.name} has no host {name!r}; it has {', '.join(host.name for host in fleet.hosts)}")
+    container = existing(client, name)
+    if container is None or container.status != "running":
+        raise SetupError(f"{name} does not run. Bring it up first: python -m testbed up --fleet {fleet.name}")
+    try:
+        known = hardware.compose(name, yaml.safe_load(text)) if ":" in text else hardware.load(text)
+    except (hardware.DescriptionError, yaml.YAMLError) as error:
+        raise SetupError(f"{name} cannot be described so: {error}") from error
+    hardware.write_host(known, fleet.state / "hosts" / name, renew=True)
+    kernel_log.write(container, known.kernel_log)
 
 
 def down(client: DockerClient, name: str) -> None:

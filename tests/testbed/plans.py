@@ -57,6 +57,7 @@ def host_plan(fleet: Fleet, host: Host, address: str, reference: str, folders: S
             "/sys/fs/cgroup:/sys/fs/cgroup:rw",
             f"{parts / 'pci'}:/sys/bus/pci/devices:ro",
             f"{parts / 'module'}:/sys/module:rw",
+            f"{parts / 'sys'}:/etc/testbed/sys:ro",
             f"{parts / 'hardware.json'}:/etc/testbed/hardware.json:ro",
             f"{CACHE}:/var/cache/h20-fleet:rw",
             *(f"{folder}:{folder}:ro" for folder in folders),

@@ -134,7 +134,7 @@ REFUSED = {
     "unknown release": (
         "h20-11",
         {"fleet_release": "1999.01"},
-        "fleet_release 1999.01 is not known; known are 2026.11, demo",
+        "fleet_release 1999.01 is not known; known are 2026.11, demo, demo-next",
     ),
     "release that is not whole": (
         "h20-11",
@@ -156,7 +156,7 @@ REFUSED = {
     "unknown value": (
         "h20-11",
         {"fleet_hardware_profile": "b300"},
-        "value of fleet_hardware_profile must be one of: auto, h20_141g, h20_96g, got: b300",
+        "fleet_hardware_profile b300 is not known; known are auto, ",
     ),
     "value of another type": ("h20-11", {"model_fetch_workers": "many"}, "model_fetch_workers"),
     "unknown serving profile": (
@@ -201,6 +201,15 @@ def test_taken_port_is_refused_with_its_holder(host: Host) -> None:
     assert run.rc == 2, run.output
     assert f"PORT port 8100 of instance {INSTANCE} is held by python3 (pid " in run.words
     assert "other-program.service) -> stop it, or give the instance another port" in run.words
+    assert Served.of(host) == before
+
+
+def test_bandwidth_below_the_floor_is_refused_and_the_replica_is_not_disturbed(host: Host) -> None:
+    before = Served.of(host)
+    run = site("h20-11", {"nccl_allreduce_floor_gb_s": 1000}, "--tags", "nccl")
+    assert run.rc == 2, run.output
+    assert "all-reduce over 2 ranks" in run.words
+    assert "the floor is 1000 GB/s -> see that nothing else uses the GPUs" in run.words
     assert Served.of(host) == before
 
 

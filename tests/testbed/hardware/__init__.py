@@ -4,23 +4,28 @@
 A description is a YAML file beside this module. ``base`` names another one that it changes. ``faults`` says what is not as it should be:
 
     faults:
-      gpus: {"<PCI address>": {<field of GpuState>: value}}
+      gpus: {"<PCI address>": {<field of GpuState>: value}}    one more where the base has none there and numa_node is named; null: one less
       fabric: {state: "In Progress", status: "N/A"}     in place of what the fabric manager brings about
       phb_pairs: [["<PCI address>", "<PCI address>"]]   two GPUs that see each other over PCIe only
       nouveau_loaded: true                              as after the installation of a bare distribution
+      secure_boot: true                                 null: the host did not boot by UEFI
+      kernel_log: ["NVRM: Xid (PCI:0000:18:00): 79, ..."]    what the kernel has said, verbatim
+      infiniband: [{device: mlx5_0, <field of Port>: value}]
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from testbed.hardware import pci
+from testbed.hardware import pci, sysfs
 
 HERE = Path(__file__).parent
 
@@ -64,6 +69,14 @@ class GpuState:
     memory_used_mib: int = 0
     """Held by a process that outlived its service."""
     nvlinks_down: list[int] = field(default_factory=list)
+    hangs: bool = False
+    """The driver does not return from a question about it, so nvidia-smi does not either."""
+    model: str = ""
+    """Of another model than the rest, as are ``pci_id`` and ``memory_mib``; nothing: the same."""
+    pci_id: str = ""
+    memory_mib: int = 0
+    driver: str = ""
+    """The kernel driver that has taken it, say ``vfio-pci``."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,23 @@ class Fabric:
 
 
 @dataclass(frozen=True)
+class Port:
+    """A port of an InfiniBand or RoCE card: one card a port. The defaults are those of a ConnectX-7 that is connected."""
+
+    device: str
+    address: str
+    numa_node: int = 0
+    port: int = 1
+    link_layer: str = "InfiniBand"
+    state: str = "4: ACTIVE"
+    phys_state: str = "5: LinkUp"
+    rate: str = "400 Gb/sec (4X NDR)"
+    netdev: str = ""
+    pci_id: str = "15b3:1021"
+    subsystem_id: str = "15b3:0041"
+
+
+@dataclass(frozen=True)
 class Description:
     """A host. Addresses are full PCI addresses (``0000:18:00.0``); ``nvswitches`` and ``cpus`` go by NUMA node."""
 
@@ -95,6 +125,9 @@ class Description:
     fabric: Fabric | None = None
     phb_pairs: list[list[str]] = field(default_factory=list)
     nouveau_loaded: bool = False
+    secure_boot: bool | None = False
+    kernel_log: list[str] = field(default_factory=list)
+    infiniband: list[Port] = field(default_factory=list)
 
 
 def names() -> list[str]:
@@ -104,23 +137,31 @@ def names() -> list[str]:
 
 def load(name: str) -> Description:
     """The description of that name; DescriptionError where there is none or it does not add up."""
-    document = _read(name)
+    return compose(name, _read(name))
+
+
+def compose(name: str, document: Mapping[str, Any]) -> Description:
+    """The description that the document is, as a file would hold it; ``name`` is what it is called in errors."""
     try:
-        return _parse(name, document)
+        return _parse(name, _based(dict(document)))
     except (TypeError, KeyError, AttributeError) as error:
-        raise DescriptionError(f"{name}.yml: {error}") from error
+        raise DescriptionError(f"{name}: {type(error).__name__}: {error}") from error
 
 
-def write_host(description: Description, directory: Path) -> None:
-    """Write ``pci/``, ``module/`` and ``hardware.json`` of the host that the directory is named after.
+def write_host(description: Description, directory: Path, *, renew: bool = False) -> None:
+    """Write ``pci/``, ``module/``, ``sys/`` and ``hardware.json`` of the host that the directory is named after.
 
-    All three are bind mounts of a container that may be running: they are changed in place, and what is in ``module/`` is the host's own.
+    All four are bind mounts of a container that may be running: they are changed in place. What is in ``module/`` is the host's own, so nouveau is written
+    into a new one alone, or where ``renew`` says that the host changes its hardware.
     """
     directory.mkdir(parents=True, exist_ok=True)
     pci.write_tree(_devices(description), directory / "pci")
+    sysfs.write_firmware(description.secure_boot, directory / "sys/firmware")
+    sysfs.write_infiniband(description.infiniband, directory / "sys/class/infiniband")
     module = directory / "module"
-    if not module.exists():
-        module.mkdir()
+    if renew or not module.exists():
+        module.mkdir(exist_ok=True)
+        shutil.rmtree(module / "nouveau", ignore_errors=True)
         if description.nouveau_loaded:
             _write_nouveau(module / "nouveau")
     document = asdict(description)
@@ -138,9 +179,14 @@ def _read(name: str) -> dict[str, Any]:
     if not path.is_file():
         raise DescriptionError(f"no hardware description {name!r}; there are {', '.join(names())}")
     document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return document
+
+
+def _based(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with everything that it takes over from its base."""
     if "base" not in document:
         return document
-    base = _read(document.pop("base"))
+    base = _based(_read(document.pop("base")))
     base["gpu"] = base["gpu"] | document.pop("gpu", {})
     return base | document
 
@@ -153,9 +199,14 @@ def _parse(name: str, document: dict[str, Any]) -> Description:
         for address, node in document.pop("gpus").items()
     }
     for address, state in faults.pop("gpus", {}).items():
-        healthy[address] = replace(healthy[address], **state)
+        if state is None:
+            del healthy[address]
+        else:
+            more = GpuState(address=address, numa_node=state["numa_node"]) if "numa_node" in state else None
+            healthy[address] = replace(more or healthy[address], **state)
     if "fabric" in faults:
         faults["fabric"] = Fabric(**faults["fabric"])
+    faults["infiniband"] = [Port(**port) for port in faults.get("infiniband", [])]
     return Description(
         name=name,
         gpu=gpu,
@@ -171,7 +222,7 @@ def _devices(description: Description) -> list[pci.Device]:
     gpus = [
         pci.Device(
             address=state.address,
-            pci_id=gpu.pci_id,
+            pci_id=state.pci_id or gpu.pci_id,
             subsystem_id=gpu.subsystem_id,
             device_class=pci.CLASS_3D_CONTROLLER,
             numa_node=state.numa_node,
@@ -179,6 +230,7 @@ def _devices(description: Description) -> list[pci.Device]:
             generation=gpu.pcie_generation,
             width=gpu.pcie_width,
             current_width=state.pcie_width,
+            driver=state.driver,
         )
         for state in description.gpus
     ]
@@ -196,7 +248,22 @@ def _devices(description: Description) -> list[pci.Device]:
         )
         for address, node in description.nvswitches.items()
     ]
-    return gpus + switches
+    cards = [
+        pci.Device(
+            address=port.address,
+            pci_id=port.pci_id,
+            subsystem_id=port.subsystem_id,
+            device_class=pci.CLASS_INFINIBAND if port.link_layer == "InfiniBand" else pci.CLASS_ETHERNET,
+            numa_node=port.numa_node,
+            cpus=description.cpus[port.numa_node],
+            generation=5,
+            width=16,
+            current_width=16,
+            netdev=port.netdev,
+        )
+        for port in description.infiniband
+    ]
+    return gpus + switches + cards
 
 
 def _write_nouveau(directory: Path) -> None:

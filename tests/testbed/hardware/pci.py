@@ -10,6 +10,8 @@ from pathlib import Path
 
 CLASS_3D_CONTROLLER = 0x030200
 CLASS_BRIDGE = 0x068000
+CLASS_INFINIBAND = 0x020700
+CLASS_ETHERNET = 0x020000
 REVISION = 0xA1
 TRANSFER_RATES = {
     1: "2.5 GT/s PCIe",
@@ -26,7 +28,10 @@ _RESOURCES = 7
 
 @dataclass(frozen=True)
 class Device:
-    """A PCI Express endpoint; ``pci_id`` and ``subsystem_id`` are ``vendor:device`` in hex, widths count lanes."""
+    """A PCI Express endpoint; ``pci_id`` and ``subsystem_id`` are ``vendor:device`` in hex, widths count lanes.
+
+    ``netdev`` is its network interface, ``driver`` the kernel's for it.
+    """
 
     address: str
     pci_id: str
@@ -37,6 +42,8 @@ class Device:
     generation: int
     width: int
     current_width: int
+    netdev: str = ""
+    driver: str = ""
 
 
 def write_tree(devices: list[Device], directory: Path) -> None:
@@ -50,6 +57,12 @@ def write_tree(devices: list[Device], directory: Path) -> None:
         for name, text in attributes(device).items():
             (folder / name).write_text(f"{text}\n", encoding="ascii")
         (folder / "config").write_bytes(config_space(device))
+        shutil.rmtree(folder / "net", ignore_errors=True)
+        if device.netdev:
+            (folder / "net" / device.netdev).mkdir(parents=True)
+        (folder / "driver").unlink(missing_ok=True)
+        if device.driver:
+            (folder / "driver").symlink_to(f"../../../bus/pci/drivers/{device.driver}")
 
 
 def attributes(device: Device) -> dict[str, str]:

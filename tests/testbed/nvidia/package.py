@@ -37,6 +37,7 @@ class Package:
     version: str
     description: str
     architecture: str = "amd64"
+    maintainer: str = "NVIDIA <cudatools@nvidia.com>"
     depends: str = ""
     recommends: str = ""
     conflicts: str = ""
@@ -62,18 +63,18 @@ class Package:
 
 
 def plan() -> list[Package]:
-    """All packages of packages.yml."""
-    document: dict[str, Any] = yaml.safe_load((HERE / "packages.yml").read_text(encoding="utf-8"))
-    packages = [
-        _package(name, version, fields)
-        for family in ("driver", "dcgm")
-        for version in document[family]["versions"]
-        for name, fields in document[family]["packages"].items()
-    ]
+    """The packages of NVIDIA's repository."""
+    document = _document()
+    packages = [*_family(document["driver"]), *_family(document["dcgm"])]
     packages += [_pinning(name, version) for name, version in document["pinning"].items()]
     packages += [_package(name, fields.pop("version"), fields) for name, fields in document["other"].items()]
     packages += [_cuda(name, version, needs) for name, (version, needs) in document["cuda"].items()]
     return packages
+
+
+def ubuntu() -> list[Package]:
+    """The packages of Ubuntu's archive that are a driver of NVIDIA's, too."""
+    return _family(_document()["ubuntu"])
 
 
 def build(package: Package, scratch: Path, destination: Path) -> Path:
@@ -104,7 +105,7 @@ def control(package: Package) -> str:
         "Package": package.name,
         "Version": package.version,
         "Architecture": package.architecture,
-        "Maintainer": "h20.fleet test bed <cudatools@nvidia.test>",
+        "Maintainer": package.maintainer,
         "Section": "NVIDIA",
         "Priority": "optional",
         "Depends": package.depends,
@@ -140,6 +141,18 @@ def kernel_module(version: str) -> bytes:
         "<IIQQQQIIQQ", names.index(b".shstrtab"), string_table, 0, 0, names_at, len(names), 0, 0, 1, 0
     )
     return (header + modinfo + names).ljust(sections_at, b"\0") + sections
+
+
+def _document() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((HERE / "packages.yml").read_text(encoding="utf-8"))
+    return document
+
+
+def _family(family: dict[str, Any]) -> list[Package]:
+    """Packages that come in the same versions."""
+    return [
+        _package(name, version, fields) for version in family["versions"] for name, fields in family["packages"].items()
+    ]
 
 
 def _package(name: str, version: str, fields: dict[str, Any]) -> Package:

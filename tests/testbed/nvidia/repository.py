@@ -17,13 +17,14 @@ from functools import partial
 from pathlib import Path
 
 from testbed import STATE, SetupError
-from testbed.nvidia.package import Package, build, plan
+from testbed.nvidia.package import Package, build, plan, ubuntu
 
 HERE = Path(__file__).parent
 KEY_HOME = STATE / "nvidia-key"
 SIGNING_KEY = "signing-key.asc"
 FINGERPRINT = "fingerprint"
 PLACE = Path("compute/cuda/repos/debian12/x86_64")
+UBUNTU = Path("ubuntu")  # plain files beside it, to be installed one by one
 KEY_FILE = "3bf863cc.pub"
 KEYRING = "/usr/share/keyrings/cuda-archive-keyring.gpg"
 STAMP = ".stamp"
@@ -36,7 +37,7 @@ PREFERENCES = "Package: *\nPin: release l=NVIDIA CUDA\nPin-Priority: 600\n"
 def build_repository(destination: Path, *, key_home: Path = KEY_HOME) -> str:
     """Build the repository under `destination`, or leave the one there if nothing has changed; return the fingerprint of its key (40 hex).
 
-    Raises SetupError where a tool is missing, with the command that installs it.
+    Beside it are the packages of Ubuntu. Raises SetupError where a tool is missing, with the command that installs it.
     """
     _require_tools()
     fingerprint = _fingerprint(key_home)
@@ -44,6 +45,7 @@ def build_repository(destination: Path, *, key_home: Path = KEY_HOME) -> str:
     stamp = _stamp(fingerprint)
     if (place / STAMP).is_file() and (place / STAMP).read_text(encoding="ascii") == stamp:
         return fingerprint
+    _fill_ubuntu(destination / UBUNTU)
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as scratch:
         fresh = Path(scratch) / "repository"
@@ -121,6 +123,15 @@ def _fill(repository: Path, key: Path) -> None:
         (repository / "Release").write_bytes(release)
         (repository / "Release.gpg").write_bytes(_gpg(home, "--armor", "--detach-sign", text=release))
         (repository / "InRelease").write_bytes(_gpg(home, "--clearsign", text=release))
+
+
+def _fill_ubuntu(folder: Path) -> None:
+    """Write the packages of Ubuntu, and no others."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with tempfile.TemporaryDirectory() as layout:
+        for package in ubuntu():
+            build(package, Path(layout), folder)
 
 
 def _keyring_package(keyring: bytes) -> Package:

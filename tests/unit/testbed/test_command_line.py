@@ -21,7 +21,7 @@ def test_the_command_line_explains_itself() -> None:
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
     )
-    assert "up | down | clean | status" in answer.stdout
+    assert "up | describe | down | clean | status" in answer.stdout
 
 
 def test_long_work_shows_where_it_is(

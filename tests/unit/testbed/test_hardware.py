@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from testbed import hardware
-from testbed.hardware import pci
+from testbed.hardware import pci, sysfs
 
 ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
@@ -89,6 +89,65 @@ def test_nouveau_is_there_from_the_start_and_not_again(tmp_path: Path) -> None:
     shutil.rmtree(nouveau)
     hardware.write_host(bare, tmp_path)
     assert not nouveau.exists()
+
+
+def test_a_host_that_is_described_anew_has_the_kernel_modules_of_its_description(tmp_path: Path) -> None:
+    healthy = hardware.load("h20_141g")
+    hardware.write_host(healthy, tmp_path)
+    (tmp_path / "module/nvidia").mkdir()
+    hardware.write_host(replace(healthy, nouveau_loaded=True), tmp_path, renew=True)
+    assert {path.name for path in (tmp_path / "module").iterdir()} == {"nvidia", "nouveau"}
+    hardware.write_host(healthy, tmp_path, renew=True)
+    assert {path.name for path in (tmp_path / "module").iterdir()} == {"nvidia"}
+
+
+def test_gpus_come_and_go_by_their_addresses() -> None:
+    faults = {"gpus": {"0000:18:00.0": None, "0000:dc:00.0": {"numa_node": 1}, "0000:2a:00.0": {"mig": True}}}
+    gpus = {gpu.address: gpu for gpu in hardware.compose("x", {"base": "h20_141g", "faults": faults}).gpus}
+    assert len(gpus) == 8
+    assert "0000:18:00.0" not in gpus
+    assert gpus["0000:dc:00.0"].numa_node == 1
+    assert gpus["0000:2a:00.0"].mig
+    none = hardware.compose(
+        "x", {"base": "h20_141g", "faults": {"gpus": dict.fromkeys(gpus.keys() - {"0000:dc:00.0"})}}
+    )
+    assert [gpu.address for gpu in none.gpus] == ["0000:18:00.0"]
+
+
+def test_a_gpu_may_be_of_another_model_and_in_other_hands(tmp_path: Path) -> None:
+    faults = {"gpus": {"0000:18:00.0": {"pci_id": "10de:2329"}, "0000:2a:00.0": {"driver": "vfio-pci"}}}
+    hardware.write_host(hardware.compose("x", {"base": "h20_141g", "faults": faults}), tmp_path)
+    assert (tmp_path / "pci/0000:18:00.0/device").read_text() == "0x2329\n"
+    assert (tmp_path / "pci/0000:2a:00.0/driver").readlink().name == "vfio-pci"
+    hardware.write_host(hardware.load("h20_141g"), tmp_path)
+    assert (tmp_path / "pci/0000:18:00.0/device").read_text() == "0x232c\n"
+    assert not (tmp_path / "pci/0000:2a:00.0/driver").is_symlink()
+
+
+@pytest.mark.parametrize(("secure_boot", "value"), [(True, b"\6\0\0\0\1"), (False, b"\6\0\0\0\0"), (None, None)])
+def test_the_firmware_says_whether_secure_boot_is_on(
+    secure_boot: bool | None, value: bytes | None, tmp_path: Path
+) -> None:
+    sysfs.write_firmware(not secure_boot, tmp_path)
+    sysfs.write_firmware(secure_boot, tmp_path)
+    variable = tmp_path / sysfs.SECURE_BOOT
+    assert (variable.read_bytes() if variable.exists() else None) == value
+
+
+def test_infiniband_and_roce_ports_lead_to_their_devices(tmp_path: Path) -> None:
+    ports = [
+        {"device": "mlx5_0", "address": "0000:19:00.0"},
+        {"device": "mlx5_1", "address": "0000:29:00.0", "link_layer": "Ethernet", "netdev": "ens1", "state": "1: DOWN"},
+    ]
+    hardware.write_host(hardware.compose("x", {"base": "h20_141g", "faults": {"infiniband": ports}}), tmp_path)
+    cards = tmp_path / "sys/class/infiniband"
+    assert (cards / "mlx5_0/ports/1/rate").read_text() == "400 Gb/sec (4X NDR)\n"
+    assert (cards / "mlx5_1/ports/1/state").read_text() == "1: DOWN\n"
+    assert (cards / "mlx5_1/device").readlink().name == "0000:29:00.0"
+    assert (tmp_path / "pci/0000:29:00.0/net/ens1").is_dir()
+    assert (tmp_path / "pci/0000:19:00.0/class").read_text() == "0x020700\n"
+    hardware.write_host(hardware.load("h20_141g"), tmp_path)
+    assert list(cards.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -8,24 +8,25 @@ from dataclasses import replace
 
 from testbed.image import SETUP, Recipe, apt_proxies
 
-PLAIN = Recipe("bookworm", "", "x86_64", ())
+PLAIN = Recipe("bookworm", "", "x86_64", (), "6.1.0-1-amd64")
 
 
 def test_the_reference_names_the_recipe() -> None:
-    assert PLAIN.reference == Recipe("bookworm", "", "x86_64", ()).reference
+    assert PLAIN.reference == Recipe("bookworm", "", "x86_64", (), "6.1.0-1-amd64").reference
     others = [
         replace(PLAIN, suite="noble"),
         replace(PLAIN, mirror="http://mirror.test/ubuntu"),
         replace(PLAIN, apt_options=('Acquire::http::Proxy "http://p:3142";',)),
         replace(PLAIN, setup="true"),
+        replace(PLAIN, kernel="6.8.0-1-generic"),
     ]
-    assert len({recipe.reference for recipe in [PLAIN, *others]}) == 5
+    assert len({recipe.reference for recipe in [PLAIN, *others]}) == 6
 
 
 def test_suite_mirror_and_proxy_reach_mmdebstrap() -> None:
     assert PLAIN.command("/x/root.tar")[-2:] == ["bookworm", "/x/root.tar"]
     command = Recipe(
-        "noble", "http://mirror.test/ubuntu", "x86_64", ('Acquire::http::Proxy "http://p:3142";',)
+        "noble", "http://mirror.test/ubuntu", "x86_64", ('Acquire::http::Proxy "http://p:3142";',), "6.1.0-1-amd64"
     ).command("/x/root.tar")
     assert command[-3:] == ["noble", "/x/root.tar", "http://mirror.test/ubuntu"]
     assert '--aptopt=Acquire::http::Proxy "http://p:3142";' in command

@@ -63,13 +63,13 @@ class Host:
                 file.close()
 
     def run(
-        self, *arguments: str, program: str = "smi main", version: str = VERSION
+        self, *arguments: str, program: str = "smi main", version: str = VERSION, timeout: float | None = None
     ) -> subprocess.CompletedProcess[str]:
         module, function = program.split(" ")
         code = f"import sys; sys.path.insert(0, {str(package.HERE)!r}); from files.{module} import {function}; sys.exit({function}({version!r}))"
         command = [sys.executable, "-IB", "-c", code, *arguments]
         environment = os.environ | {"TESTBED_ROOT": str(self.root)}
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=timeout)
 
     def xml(self) -> ET.Element:
         done = self.run("-q", "-x")
@@ -202,6 +202,9 @@ def test_a_gpu_that_fell_off_the_bus_is_missing_and_the_rest_are_renumbered(tmp_
         ("memory_used_mib", 135009, ("--query-compute-apps=used_memory", "--format=csv,noheader,nounits"), "135009"),
         ("nvlinks_down", [4], ("nvlink", "-s"), "Link 4: <inactive>"),
         ("nvlinks_down", [4, 5], ("topo", "-m"), "NV16"),
+        ("model", "NVIDIA H20", ("--query-gpu=name", "--format=csv,noheader"), "NVIDIA H20"),
+        ("pci_id", "10de:2329", ("--query-gpu=pci.device_id", "--format=csv,noheader"), "0x232910DE"),
+        ("memory_mib", 97871, ("--query-gpu=memory.total", "--format=csv,noheader,nounits"), "97871"),
         ("answers", False, ("--query-gpu=count", "--format=csv,noheader"), "7"),
     ],
 )
@@ -219,7 +222,16 @@ def test_every_fault_shows(fault: str, value: Any, arguments: tuple[str, ...], e
 def test_the_table_of_faults_is_whole() -> None:
     marks = test_every_fault_shows.pytestmark
     shown = {row[0] for row in marks[0].args[1]}
-    assert {field.name for field in fields(hardware.GpuState)} == shown | {"address", "numa_node"}
+    # What the driver is not asked about, and the fault that nobody gets an answer to.
+    others = {"address", "numa_node", "driver", "hangs"}
+    assert {field.name for field in fields(hardware.GpuState)} == shown | others
+
+
+def test_a_driver_that_hangs_keeps_nvidia_smi(tmp_path: Path) -> None:
+    healthy = hardware.load("h20_141g")
+    hanging = replace(healthy, gpus=[replace(healthy.gpus[0], hangs=True), *healthy.gpus[1:]])
+    with pytest.raises(subprocess.TimeoutExpired):
+        Host(tmp_path, hanging).run("-L", timeout=1.0)
 
 
 def test_the_topology_is_a_full_mesh_but_for_a_described_pair(tmp_path: Path) -> None:

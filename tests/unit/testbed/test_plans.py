@@ -22,6 +22,7 @@ def test_a_host_boots_systemd_and_sees_its_hardware() -> None:
     parts = ROOT / ".testbed" / "demo" / "hosts" / "h20-02"
     assert f"{parts}/pci:/sys/bus/pci/devices:ro" in options["volumes"]
     assert f"{parts}/module:/sys/module:rw" in options["volumes"]
+    assert f"{parts}/sys:/etc/testbed/sys:ro" in options["volumes"]
     assert f"{parts}/hardware.json:/etc/testbed/hardware.json:ro" in options["volumes"]
     assert "/srv/wheels:/srv/wheels:ro" in options["volumes"]
 

@@ -91,6 +91,20 @@ def test_a_package_is_the_same_byte_for_byte(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
+def test_packages_say_whose_they_are(destination: Path, index: list[dict[str, str]]) -> None:
+    assert {entry["Maintainer"] for entry in index} == {"NVIDIA <cudatools@nvidia.com>"}
+    debs = sorted((destination / repository.UBUNTU).glob("*.deb"))
+    fields = [
+        subprocess.run(
+            ["dpkg-deb", "--field", deb, "Package", "Maintainer"], check=True, capture_output=True, text=True
+        ).stdout
+        for deb in debs
+    ]
+    assert len(fields) == len(package.ubuntu()) > 0
+    assert all("@lists.ubuntu.com>" in text for text in fields)
+    assert not {one.name for one in package.ubuntu()} & {entry["Package"] for entry in index}
+
+
 def test_every_dependency_is_met_within_the_repository(index: list[dict[str, str]]) -> None:
     versions = {(entry["Package"], entry["Version"]) for entry in index}
     names = {name for name, _ in versions}

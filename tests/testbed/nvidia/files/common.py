@@ -31,6 +31,12 @@ def answering_gpus() -> list[dict[str, Any]]:
     return [gpu for gpu in hardware()["gpus"] if gpu["answers"]]
 
 
+def model_of(gpu: dict[str, Any]) -> dict[str, Any]:
+    """The model of a GPU: the one of this host, but for what the GPU has of another."""
+    model: dict[str, Any] = hardware()["gpu"]
+    return model | {key: gpu[key] for key in ("model", "pci_id", "memory_mib") if gpu[key]}
+
+
 def module_version() -> str | None:
     """The version of the loaded kernel module; None where none is loaded."""
     try:

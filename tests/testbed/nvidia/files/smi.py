@@ -20,6 +20,7 @@ from .common import (
     hardware,
     is_running,
     library_version,
+    model_of,
     module_version,
 )
 
@@ -82,6 +83,8 @@ def _run(arguments: list[str], version: str) -> None:
     if library != driver:
         short = ".".join(library.split(".")[:2])
         raise Refusal(f"Failed to initialize NVML: Driver/library version mismatch\nNVML library version: {short}", 18)
+    while any(gpu["hangs"] for gpu in hardware()["gpus"]):  # until somebody ends it, or the hardware is mended
+        time.sleep(1)
     options = _options(arguments)
     wanted = options.pop("-i", None)
     gpus = _selected(answering_gpus(), wanted)
@@ -154,7 +157,7 @@ def _onoff(on: bool) -> str:
 
 def _facts(gpu: dict[str, Any], host: dict[str, Any]) -> dict[str, str]:
     """What this GPU differs in from the one in gpu.xml: path -> text."""
-    model, address = host["gpu"], gpu["address"]
+    model, address = model_of(gpu), gpu["address"]
     vendor_device, vendor_subsystem = (
         "".join(reversed(model[key].upper().split(":"))) for key in ("pci_id", "subsystem_id")
     )
@@ -248,7 +251,7 @@ def _print_xml(gpus: list[dict[str, Any]], options: dict[str, str]) -> None:
 
 def _print_list(gpus: list[dict[str, Any]], _options: dict[str, str]) -> None:
     for number, gpu in enumerate(gpus):
-        print(f"GPU {number}: {hardware()['gpu']['model']} (UUID: {gpu['uuid']})")
+        print(f"GPU {number}: {model_of(gpu)['model']} (UUID: {gpu['uuid']})")
 
 
 def _print_version(_gpus: list[dict[str, Any]], _options: dict[str, str]) -> None:
@@ -348,12 +351,12 @@ def _print_processes(gpus: list[dict[str, Any]], options: dict[str, str]) -> Non
     }
     known = {name: Field(name, "", name) for name in names} | {"name": Field("process_name", "", "process_name")}
     known |= dict.fromkeys(("used_gpu_memory", "used_memory"), Field("used_gpu_memory", "MiB", "used"))
-    fields, host = _wanted(options["--query-compute-apps"], known), hardware()
+    fields = _wanted(options["--query-compute-apps"], known)
     rows = [
         [
             {
                 "timestamp": COMPUTED["timestamp"](0, gpu),
-                "gpu_name": host["gpu"]["model"],
+                "gpu_name": model_of(gpu)["model"],
                 "gpu_bus_id": bus_id(gpu["address"]),
                 "gpu_serial": gpu["serial"],
                 "gpu_uuid": gpu["uuid"],
@@ -438,10 +441,11 @@ def _print_summary(gpus: list[dict[str, Any]], _options: dict[str, str]) -> None
     for number, gpu in enumerate(gpus):
         element = _element(gpu, host)
         errors = element.findtext("ecc_errors/volatile/dram_uncorrectable") if gpu["ecc"] else "Off"
-        limit, total = host["gpu"]["power_limit_w"], host["gpu"]["memory_mib"]
+        model = model_of(gpu)
+        limit, total = model["power_limit_w"], model["memory_mib"]
         memory = f"{gpu['memory_used_mib']}MiB / {total}MiB"
         print(
-            f"| {number:>3}  {host['gpu']['model']:<26} {persistence:>6}  |   {bus_id(gpu['address'])} Off | {errors:>20} |"
+            f"| {number:>3}  {model['model']:<26} {persistence:>6}  |   {bus_id(gpu['address'])} Off | {errors:>20} |"
         )
         print(f"| N/A   40C    P0            {82:>3}W / {limit:>4}W | {memory:>22} | {'0%':>7} {'Default':>12} |")
         print(f"| {'':<39} | {'':<22} | {_onoff(gpu['mig']):>20} |")
