@@ -11,7 +11,7 @@ description:
   - Says what differs from the release, what stands against changing it, and whether a reboot is needed. Asks and changes nothing.
   - The packages of NVIDIA that carry the driver's version, its pinning package and DCGM have to be of the release's versions and held.
   - Driver packages of another archive, and those of the closed kernel modules, are foreign.
-positional: release, kernel_packages, policy
+positional: release, policy
 options:
   _input:
     description: What M(h20.fleet.gpu_info) returned.
@@ -20,11 +20,6 @@ options:
   release:
     description: The release, with driver.version and dcgm.version.
     type: dict
-    required: true
-  kernel_packages:
-    description: Lines of name, wanted selection and status of the kernel's metapackages.
-    type: list
-    elements: str
     required: true
   policy:
     description: replace and secure_boot_enrolled (consent of the site), kernel (hold or follow).
@@ -37,7 +32,7 @@ author:
 EXAMPLES = r"""
 - name: Show what differs
   ansible.builtin.debug:
-    msg: "{{ (gpu | h20.fleet.driver_plan(release_definition, [], {'replace': false, 'secure_boot_enrolled': false, 'kernel': 'hold'})).differences }}"
+    msg: "{{ (gpu | h20.fleet.driver_plan(release_definition, {'replace': false, 'secure_boot_enrolled': false, 'kernel': 'hold'})).differences }}"
 """
 
 RETURN = r"""
@@ -84,9 +79,7 @@ class Packages(t.NamedTuple):
         return sorts
 
 
-def driver_plan(
-    gpu: dict[str, t.Any], release: dict[str, t.Any], kernel_packages: list[str], policy: dict[str, t.Any]
-) -> dict[str, t.Any]:
+def driver_plan(gpu: dict[str, t.Any], release: dict[str, t.Any], policy: dict[str, t.Any]) -> dict[str, t.Any]:
     """What differs, what stands against it, and what follows; see RETURN."""
     driver, dcgm = release["driver"]["version"], release["dcgm"]["version"]
     there = Packages.of(gpu)
@@ -97,7 +90,7 @@ def driver_plan(
     # What NVIDIA has under the same name is replaced by it; the rest of a foreign driver goes.
     move |= {package["name"]: driver for package in there.foreign if package["name"] not in closed}
     other_pinning = [package["name"] for package in there.pinning if package["name"] != pinning]
-    kernel = Kernel.of(gpu, kernel_packages)
+    kernel = Kernel.of(gpu)
 
     ours = {package["name"]: package for package in [*there.driver, *there.dcgm]}
     pinned = {package["name"]: package for package in there.pinning if package["name"] == pinning}
@@ -145,16 +138,16 @@ class Kernel(t.NamedTuple):
     held: list[str]
 
     @classmethod
-    def of(cls, gpu: dict[str, t.Any], lines: list[str]) -> Kernel:
-        there = {name: want for name, want, status in (line.split() for line in lines) if status in WHOLE}
-        images = gpu["kernel"]["image_packages"]
+    def of(cls, gpu: dict[str, t.Any]) -> Kernel:
+        there = {package["name"]: package["held"] for package in gpu["kernel"]["metapackages"]}
+        images = [name for name in there if name.startswith("linux-image-")]
         wanted = [name.replace("linux-image-", "linux-headers-", 1) for name in images]
         running = [] if gpu["kernel"]["headers"] else [f"linux-headers-{gpu['kernel']['release']}"]
         metapackages = [name for name in (*images, *wanted) if name in there]
         return cls(
             headers=running + [name for name in wanted if name not in there],
-            free=[name for name in metapackages if there[name] != "hold"],
-            held=[name for name in metapackages if there[name] == "hold"],
+            free=[name for name in metapackages if not there[name]],
+            held=[name for name in metapackages if there[name]],
         )
 
 

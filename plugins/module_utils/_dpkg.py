@@ -29,7 +29,7 @@ DRIVER_PACKAGE = re.compile(
 #: The same beginnings, but no part of a driver: they run containers.
 CONTAINER_PACKAGE = re.compile(r"nvidia-container-.*|nvidia-docker.*|libnvidia-container.*")
 #: A metapackage names a flavour (linux-image-generic-hwe-22.04), an image its version (linux-image-6.8.0-45-generic, linux-image-unsigned-6.8.0-45-generic).
-KERNEL_METAPACKAGE = re.compile(r"linux-image-(?!unsigned-|uc-)[a-z].*")
+KERNEL_METAPACKAGE = re.compile(r"linux-(image|headers)-(?!unsigned-|uc-)[a-z].*")
 
 #: A package that is gone but for its configuration, or was never there.
 ABSENT = {"not-installed", "config-files"}
@@ -89,13 +89,13 @@ def archive(maintainer: str) -> str:
     )
 
 
-def kernel_metapackages(packages: t.Iterable[Package]) -> list[str]:
-    """The installed packages that bring the newest kernel of a flavour."""
-    return sorted(
-        package.name
-        for package in packages
+def kernel_metapackages(packages: t.Iterable[Package]) -> list[dict[str, t.Any]]:
+    """The installed packages that bring the newest kernel of a flavour and its headers, each ``{name, held}``."""
+    return [
+        {"name": package.name, "held": package.want == "hold"}
+        for package in sorted(packages)
         if package.status == "installed" and KERNEL_METAPACKAGE.fullmatch(package.name)
-    )
+    ]
 
 
 def interrupted(packages: t.Iterable[Package], root: Path) -> list[str]:

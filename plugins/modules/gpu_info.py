@@ -188,11 +188,18 @@ kernel:
     secure_boot:
       description: Whether the firmware enforces Secure Boot; null where it cannot be read.
       type: bool
-    image_packages:
-      description: Installed metapackages of a kernel image, which bring a newer kernel when they are upgraded.
+    metapackages:
+      description: Installed metapackages of kernel images and headers, which bring a newer kernel when they are upgraded.
       type: list
-      elements: str
-      sample: [linux-image-generic]
+      elements: dict
+      contains:
+        name:
+          description: Name of the package.
+          type: str
+          sample: linux-image-generic
+        held:
+          description: Whether it is held.
+          type: bool
 module:
   description: The kernel modules of the GPUs.
   returned: always
@@ -482,7 +489,7 @@ def describe(params: t.Mapping[str, t.Any], run: _programs.Runner | None) -> dic
         "pci_gpus": gpus,
         "pci_nvswitches": nvswitches,
         "infiniband": _sysfs.infiniband(root),
-        "kernel": _sysfs.kernel(root) | {"image_packages": _dpkg.kernel_metapackages(packages)},
+        "kernel": _sysfs.kernel(root) | {"metapackages": _dpkg.kernel_metapackages(packages)},
         "module": _sysfs.loaded_module(root) | {"installed_version": installed_module(run)},
         "userspace_version": _sysfs.userspace_version(root),
         "fabric_manager": fabric_manager(root, packages, run),

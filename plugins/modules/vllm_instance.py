@@ -7,11 +7,12 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: vllm_instance
-short_description: Run a vLLM instance and restart it when what it was started from has changed
+short_description: Run a vLLM instance, at boot as well, and restart it when what it was started from has changed
 version_added: 1.0.0
 description:
   - Compares the time at which the unit was started with the change times of its inputs, so that a run that was cut off between writing
     a file and restarting the service is made good by the next one.
+  - Enables the unit, so that it comes up with the host.
   - Returns when the unit is active, which for C(vllm@.service) means that it has answered a completion.
 options:
   name:
@@ -29,10 +30,10 @@ options:
     required: true
 attributes:
   check_mode:
-    description: Reports whether the instance would be started or restarted.
+    description: Reports whether the instance would be enabled, started or restarted.
     support: full
   diff_mode:
-    description: Shows the reason for a restart.
+    description: Shows what would be done to the unit, with the reason for a restart.
     support: full
 author:
   - h20.fleet maintainers (@h20-fleet)
@@ -70,6 +71,7 @@ PROPERTIES = (
     "MainPID",
     "ExecMainStartTimestampMonotonic",
     "NeedDaemonReload",
+    "UnitFileState",
 )
 POLL_SECONDS = 2
 JOURNAL_LINES = 40
@@ -120,16 +122,23 @@ def main() -> None:
     systemctl = module.get_bin_path("systemctl", required=True)
     before = show(module, systemctl, unit)
     verb, reason = needed_action(before, unit, module.params["inputs"])
+    disabled = before.get("UnitFileState") != "enabled"
+    deeds = ([f"enable {unit}\n"] if disabled else []) + ([f"{verb} {unit}: {reason}\n"] if verb else [])
     result = {
-        "changed": bool(verb),
+        "changed": bool(deeds),
         "unit": unit,
         "reason": reason,
-        "diff": {"before": "", "after": f"{verb} {unit}: {reason}\n"} if verb else {},
+        "diff": {"before": "", "after": "".join(deeds)} if deeds else {},
     }
-    if module.check_mode or (not verb and before["ActiveState"] == "active"):
+    if module.check_mode:
+        module.exit_json(**result)
+    if deeds:
+        module.run_command([systemctl, "daemon-reload"], check_rc=True)
+    if disabled:
+        module.run_command([systemctl, "enable", unit], check_rc=True)
+    if not verb and before["ActiveState"] == "active":
         module.exit_json(**result)
     if verb:
-        module.run_command([systemctl, "daemon-reload"], check_rc=True)
         module.run_command([systemctl, "reset-failed", unit])
         module.run_command([systemctl, "--no-block", verb, unit], check_rc=True)
     begun = time.time()

@@ -92,7 +92,7 @@ def fit() -> dict[str, Facts]:
                 "release": "6.8.0-60-generic",
                 "headers": True,
                 "secure_boot": False,
-                "image_packages": ["linux-image-generic"],
+                "metapackages": [{"name": "linux-image-generic", "held": True}],
             },
             "module": {"loaded_version": DRIVER, "installed_version": DRIVER, "open": True, "nouveau": False},
             "userspace_version": DRIVER,

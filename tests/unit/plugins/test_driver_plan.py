@@ -15,7 +15,8 @@ resolve = driver_packages.FilterModule().filters()["driver_packages"]
 OLD, NEW, DCGM = "580.159.04", "580.173.02", "4.5.2"
 REPOSITORY = "http://mirror.test/compute/cuda/repos/debian12/x86_64/"
 DRIVER = ("nvidia-open", "nvidia-fabricmanager", "libnvidia-nscq", "libcuda1", "nvidia-kernel-open-dkms")
-KERNEL = ["linux-image-amd64 hold installed", "linux-headers-amd64 hold installed"]
+KERNEL = [{"name": "linux-image-amd64", "held": True}, {"name": "linux-headers-amd64", "held": True}]
+FREE = [{**package, "held": False} for package in KERNEL]
 POLICY = {"replace": False, "secure_boot_enrolled": False, "kernel": "hold"}
 
 
@@ -48,7 +49,7 @@ def host(*packages: dict[str, Any], driver: str = NEW, **changes: Any) -> dict[s
             "release": "6.1.0-40-amd64",
             "headers": True,
             "secure_boot": False,
-            "image_packages": ["linux-image-amd64"],
+            "metapackages": KERNEL,
         },
         "module": {"loaded_version": driver, "nouveau": False},
         "userspace_version": driver,
@@ -58,10 +59,10 @@ def host(*packages: dict[str, Any], driver: str = NEW, **changes: Any) -> dict[s
     return gpu
 
 
-def plan(gpu: dict[str, Any], driver: str = NEW, lines: list[str] | None = None, **policy: Any) -> dict[str, Any]:
+def plan(gpu: dict[str, Any], driver: str = NEW, **policy: Any) -> dict[str, Any]:
     before = copy.deepcopy(gpu)
     release = {"driver": {"version": driver}, "dcgm": {"version": DCGM}}
-    answer: dict[str, Any] = make_plan(gpu, release, KERNEL if lines is None else lines, POLICY | policy)
+    answer: dict[str, Any] = make_plan(gpu, release, POLICY | policy)
     assert gpu == before
     return answer
 
@@ -74,8 +75,8 @@ def test_a_converged_host_needs_nothing() -> None:
 
 
 def test_a_bare_host_needs_everything() -> None:
-    bare = host(packages=[], module={"loaded_version": ""}, userspace_version="")
-    found = plan(bare, lines=["linux-image-amd64 install installed"])
+    bare = host(packages=[], kernel={"metapackages": FREE[:1]}, module={"loaded_version": ""}, userspace_version="")
+    found = plan(bare)
     assert set(found["required"]) == {
         *DRIVER[:3],
         "datacenter-gpu-manager-4-cuda13",
@@ -131,16 +132,18 @@ def test_triggers_that_wait_are_ordinary(status: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "lines", "hold", "release"),
+    ("policy", "metapackages", "hold", "release"),
     [
-        ("hold", ["linux-image-amd64 install installed", KERNEL[1]], ["linux-image-amd64"], []),
+        ("hold", [FREE[0], KERNEL[1]], ["linux-image-amd64"], []),
         ("hold", KERNEL, [], []),
         ("follow", KERNEL, [], ["linux-image-amd64", "linux-headers-amd64"]),
-        ("follow", [line.replace("hold", "install") for line in KERNEL], [], []),
+        ("follow", FREE, [], []),
     ],
 )
-def test_policy_of_the_kernel(policy: str, lines: list[str], hold: list[str], release: list[str]) -> None:
-    found = plan(host(), lines=lines, kernel=policy)
+def test_policy_of_the_kernel(
+    policy: str, metapackages: list[dict[str, Any]], hold: list[str], release: list[str]
+) -> None:
+    found = plan(host(kernel={"metapackages": metapackages}), kernel=policy)
     assert (found["hold"], found["release"]) == (hold, release)
     assert found["changes"] == []
     assert not found["interrupts"], "a hold disturbs nobody"

@@ -115,7 +115,7 @@ def test_a_live_host_is_described_in_one_go(host: Host) -> None:
         "nvidia-open": ("nvidia", True),
         "nvidia-fabricmanager": ("nvidia", True),
     }
-    assert result["kernel"]["image_packages"] == ["linux-image-generic"]
+    assert result["kernel"]["metapackages"] == [{"name": "linux-image-generic", "held": False}]
     assert [entry["code"] for entry in result["xids"]] == [79]
     assert (result["smi"]["driver_version"], result["smi_error"]) == (DRIVER, "")
 
@@ -147,7 +147,7 @@ def test_a_host_without_any_program_or_file_is_described_all_the_same(tmp_path: 
         "pci_gpus": [],
         "pci_nvswitches": [],
         "infiniband": [],
-        "kernel": {"release": "", "headers": False, "secure_boot": None, "image_packages": []},
+        "kernel": {"release": "", "headers": False, "secure_boot": None, "metapackages": []},
         "module": {"loaded_version": "", "installed_version": "", "open": None, "nouveau": False},
         "userspace_version": "",
         "fabric_manager": {"version": "", "active": False},

@@ -105,11 +105,14 @@ def test_what_dpkg_query_does_not_print_is_no_package(text: str) -> None:
         ("linux-image-nvidia-64k-hwe-24.04", True),
         ("linux-image-6.8.0-45-generic", False),
         ("linux-image-unsigned-6.8.0-45-generic", False),
-        ("linux-headers-generic", False),
+        ("linux-headers-6.8.0-45-generic", False),
+        ("linux-headers-generic", True),
     ],
 )
 def test_a_metapackage_of_the_kernel_names_no_version(name: str, is_metapackage: bool) -> None:
-    assert _dpkg.kernel_metapackages(packages(line(name))) == ([name] if is_metapackage else [])
+    assert _dpkg.kernel_metapackages(packages(line(name))) == (
+        [{"name": name, "held": False}] if is_metapackage else []
+    )
     assert _dpkg.kernel_metapackages(packages(line(name, status="unpacked"))) == []
 
 

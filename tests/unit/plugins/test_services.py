@@ -22,6 +22,7 @@ ACTIVE = {
     "MainPID": "4711",
     "ExecMainStartTimestampMonotonic": "0",
     "NeedDaemonReload": "no",
+    "UnitFileState": "enabled",
 }
 ANEW = ACTIVE | {"MainPID": "4712", "ExecMainStartTimestampMonotonic": "1000000"}
 STALE = ACTIVE | {"NeedDaemonReload": "yes"}
@@ -141,6 +142,15 @@ def test_what_is_to_be_done_and_why(
 
 def run_instance(*, check: bool = False, timeout: int = 5, inputs: tuple[str, ...] = ()) -> dict[str, Any]:
     return run_module("vllm_instance", check=check, name="deepseek", inputs=list(inputs), timeout=timeout)
+
+
+def test_an_instance_that_runs_and_would_not_come_up_with_the_host_is_enabled(systemd: Systemd) -> None:
+    systemd.units(deepseek=[ACTIVE | {"UnitFileState": "disabled"}])
+    assert run_instance(check=True)["diff"]["after"] == f"enable {UNIT}\n"
+    assert systemd.verbs == []
+    result = run_instance()
+    assert (result["changed"], result["reason"]) == (True, "")
+    assert systemd.verbs == ["daemon-reload", f"enable {UNIT}"]
 
 
 def test_a_running_instance_is_left_alone(systemd: Systemd) -> None:
