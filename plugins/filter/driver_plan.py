@@ -47,7 +47,7 @@ _value:
 
 import typing as t
 
-from ansible_collections.h20.fleet.plugins.module_utils._preflight import CLOSED_MODULES, DRIVER_VERSION
+from ansible_collections.h20.fleet.plugins.module_utils import _dpkg
 
 OPEN_DRIVER = "nvidia-open"
 FABRIC = ("nvidia-fabricmanager", "libnvidia-nscq")
@@ -73,9 +73,8 @@ class Packages(t.NamedTuple):
                 sorts.pinning.append(package)
             elif package["name"].startswith("datacenter-gpu-manager"):
                 sorts.dcgm.append(package)
-            elif DRIVER_VERSION.fullmatch(package["upstream_version"]):
-                foreign = package["archive"] != "nvidia" or CLOSED_MODULES.fullmatch(package["name"])
-                (sorts.foreign if foreign else sorts.driver).append(package)
+            elif _dpkg.is_driver(package):
+                (sorts.foreign if _dpkg.is_foreign(package) else sorts.driver).append(package)
         return sorts
 
 
@@ -85,7 +84,7 @@ def driver_plan(gpu: dict[str, t.Any], release: dict[str, t.Any], policy: dict[s
     there = Packages.of(gpu)
     pinning = PINNING + driver
     required = dict.fromkeys((OPEN_DRIVER, *(FABRIC if gpu["pci_nvswitches"] else ())), driver) | {DCGM: dcgm}
-    closed = [package["name"] for package in there.foreign if CLOSED_MODULES.fullmatch(package["name"])]
+    closed = [package["name"] for package in there.foreign if _dpkg.is_closed(package)]
     move = {package["name"]: driver for package in there.driver} | {package["name"]: dcgm for package in there.dcgm}
     # What NVIDIA has under the same name is replaced by it; the rest of a foreign driver goes.
     move |= {package["name"]: driver for package in there.foreign if package["name"] not in closed}

@@ -31,6 +31,12 @@ CONTAINER_PACKAGE = re.compile(r"nvidia-container-.*|nvidia-docker.*|libnvidia-c
 #: A metapackage names a flavour (linux-image-generic-hwe-22.04), an image its version (linux-image-6.8.0-45-generic, linux-image-unsigned-6.8.0-45-generic).
 KERNEL_METAPACKAGE = re.compile(r"linux-(image|headers)-(?!unsigned-|uc-)[a-z].*")
 
+#: What a driver's version looks like, 580.173.02 or 550.54; nvidia-prime 0.8 is no driver.
+DRIVER_VERSION = re.compile(r"\d{3}\.\d+(\.\d+)?")
+#: Packages that stand for the closed kernel modules, whoever's they are; the stages install the open ones.
+CLOSED_MODULES = re.compile(
+    r"nvidia-kernel-dkms|cuda-drivers.*|nvidia-(dkms|driver|headless|kernel-source)-\d+(-server)?"
+)
 #: A package that is gone but for its configuration, or was never there.
 ABSENT = {"not-installed", "config-files"}
 #: States in which only dpkg or its end unasked leaves a package. Triggers that wait are ordinary.
@@ -79,6 +85,21 @@ def driver_packages(packages: t.Iterable[Package]) -> list[dict[str, t.Any]]:
         for package in packages
         if DRIVER_PACKAGE.fullmatch(package.name) and not CONTAINER_PACKAGE.fullmatch(package.name)
     ]
+
+
+def is_driver(package: t.Mapping[str, t.Any]) -> bool:
+    """Whether one of driver_packages carries a driver's version, and so moves with the driver."""
+    return DRIVER_VERSION.fullmatch(package["upstream_version"]) is not None
+
+
+def is_foreign(package: t.Mapping[str, t.Any]) -> bool:
+    """Whether it is of a driver that the stages do not install: of another archive than NVIDIA's, or with the closed kernel modules."""
+    return is_driver(package) and (package["archive"] != "nvidia" or is_closed(package))
+
+
+def is_closed(package: t.Mapping[str, t.Any]) -> bool:
+    """Whether it stands for the closed kernel modules."""
+    return CLOSED_MODULES.fullmatch(package["name"]) is not None
 
 
 def archive(maintainer: str) -> str:

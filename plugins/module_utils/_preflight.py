@@ -12,7 +12,7 @@ import re
 import textwrap
 import typing as t
 
-from ansible_collections.h20.fleet.plugins.module_utils import _model_fit
+from ansible_collections.h20.fleet.plugins.module_utils import _dpkg, _model_fit
 from ansible_collections.h20.fleet.plugins.module_utils._hardware import MEMORY_TOLERANCE
 
 Facts = t.Mapping[str, t.Any]
@@ -24,12 +24,6 @@ DISK_MARGIN = 0.05
 SUPPORTED_OS = {("ubuntu", "22.04"), ("ubuntu", "24.04"), ("debian", "12")}
 #: What an idle GPU may have in use, in MiB: the driver itself takes some hundred.
 IDLE_MEMORY_MIB = 2048
-#: What a driver's version looks like, 580.173.02 or 550.54; nvidia-prime 0.8 is no driver.
-DRIVER_VERSION = re.compile(r"\d{3}\.\d+(\.\d+)?")
-#: Packages that stand for the closed kernel modules, whoever's they are; the stages install the open ones.
-CLOSED_MODULES = re.compile(
-    r"nvidia-kernel-dkms|cuda-drivers.*|nvidia-(dkms|driver|headless|kernel-source)-\d+(-server)?"
-)
 #: Kernel drivers that a GPU may be bound to; nouveau has a finding of its own.
 OUR_DRIVERS = (None, "", "nvidia", "nouveau")
 #: Columns of a report.
@@ -559,8 +553,7 @@ def _foreign(gpu: Facts) -> list[str]:
     packages = [
         f"{package['name']} {package['version']} ({'closed modules' if package['archive'] == 'nvidia' else package['archive']})"
         for package in gpu["packages"]
-        if DRIVER_VERSION.fullmatch(package["upstream_version"])
-        and (package["archive"] != "nvidia" or CLOSED_MODULES.fullmatch(package["name"]))
+        if _dpkg.is_foreign(package)
     ]
     return (["NVIDIA's .run installer"] if gpu["runfile"] else []) + packages
 
