@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
 import subprocess
 import typing as t
@@ -13,6 +14,8 @@ import typing as t
 TIMEOUT = 60
 #: Seconds until a killed program is given up: one that the kernel does not let go cannot be waited for.
 PATIENCE = 2.0
+#: Status of a program that was killed for that, as timeout(1) ends.
+TIMED_OUT = 124
 
 
 class Answer(t.NamedTuple):
@@ -38,22 +41,33 @@ class Answer(t.NamedTuple):
 Runner = t.Callable[[t.Sequence[str], int], Answer]
 
 
-def run(command: t.Sequence[str], timeout: int = TIMEOUT) -> Answer:
-    """Run the command in the C locale; one that takes longer than ``timeout`` seconds is killed with all that it started."""
+def run(
+    command: t.Sequence[str],
+    timeout: int = TIMEOUT,
+    environment: t.Mapping[str, str] | None = None,
+    user: str | None = None,
+) -> Answer:
+    """Run the command in the C locale; one that takes longer than ``timeout`` seconds is killed with all that it started.
+
+    ``environment`` replaces the inherited one. Root runs it as ``user``; whoever is not root stays what he is.
+    """
     name = os.path.basename(command[0])  # noqa: PTH119 (a command, which may be a bare name)
     # A user's PATH may lack the folders of modinfo and others.
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    inherited = os.environ if environment is None else environment
+    path = os.pathsep.join([inherited.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     try:
         process = subprocess.Popen(
             command,
+            cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=os.environ | {"PATH": path, "LC_ALL": "C", "LANGUAGE": "C"},
+            env={**inherited, "PATH": path, "LC_ALL": "C", "LANGUAGE": "C"},
             start_new_session=True,
             text=True,
             encoding="utf-8",
             errors="replace",
+            **_identity(user),
         )
     except FileNotFoundError:
         return Answer(name, 127, "", f"{command[0]} is not installed")
@@ -69,5 +83,13 @@ def run(command: t.Sequence[str], timeout: int = TIMEOUT) -> Answer:
         except subprocess.TimeoutExpired:
             for pipe in filter(None, (process.stdout, process.stderr)):
                 pipe.close()
-        return Answer(name, 124, "", f"{name} did not answer within {timeout} s")
+        return Answer(name, TIMED_OUT, "", f"{name} did not answer within {timeout} s")
     return Answer(name, process.returncode, out, err)
+
+
+def _identity(user: str | None) -> dict[str, t.Any]:
+    """Popen's arguments for an account."""
+    if user is None or os.geteuid() != 0:
+        return {}
+    entry = pwd.getpwnam(user)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}

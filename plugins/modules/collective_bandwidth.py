@@ -146,10 +146,7 @@ measurement:
 import datetime
 import json
 import os
-import pwd
 import re
-import signal
-import subprocess
 import typing as t
 from pathlib import Path
 
@@ -253,42 +250,20 @@ def measure(params: Params, ranks: int) -> Document:
     """Run the program; raises ValueError with its own words where it fails, hangs or prints something else."""
     command = [params["python"], params["program"], f"--ranks={ranks}", f"--backend={params['backend']}"]
     command += [f"--max-bytes={params['max_bytes']}", f"--timeout={params['timeout']}"]
-    process = subprocess.Popen(
-        command,
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(os.environ),
-        start_new_session=True,
-        text=True,
-        **account(params["user"]),
-    )
-    try:
-        out, err = process.communicate(timeout=params["timeout"] + GRACE)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise ValueError(f"the collectives did not end within {params['timeout']} s") from None
-    if process.returncode != 0:
-        lines = [line for line in err.splitlines() if line.strip()] or ["it said nothing"]
+    answer = _programs.run(command, params["timeout"] + GRACE, environment(os.environ), params["user"])
+    if answer.status == _programs.TIMED_OUT:
+        raise ValueError(f"the collectives did not end within {params['timeout']} s")
+    if answer.status != 0:
+        lines = [line for line in answer.err.splitlines() if line.strip()] or ["it said nothing"]
         raise ValueError(lines[-1].removeprefix("error: "))
-    document: Document = json.loads(out.splitlines()[-1])
+    document: Document = json.loads(answer.out.splitlines()[-1])
     return document
 
 
 def environment(inherited: t.Mapping[str, str]) -> dict[str, str]:
     """Without what a login of root says to NCCL: what serves reads /etc/nccl.conf alone, so that is what counts."""
     kept = {name: value for name, value in inherited.items() if not name.startswith(("NCCL_", "TORCH_", "TMP"))}
-    return kept | {"HOME": "/", "LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def account(user: str) -> dict[str, t.Any]:
-    """Popen's arguments for running as the account; whoever is not root stays what he is."""
-    if os.geteuid() != 0:
-        return {}
-    entry = pwd.getpwnam(user)
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    return kept | {"HOME": "/", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def due(params: Params, kept: Document, wanted: Document) -> str:

@@ -182,7 +182,7 @@ class Rank:
 
     def _time(self, run: t.Callable[[], t.Any]) -> list[float]:
         """Seconds of each iteration; all ranks make the same number of them."""
-        for _ in range(WARMUP):
+        for _round in range(WARMUP):
             run()
         once = self._agreed(self._seconds(run, 1)[0], self.dist.ReduceOp.MAX)
         fewest, most = ITERATIONS
@@ -192,13 +192,13 @@ class Rank:
         self.dist.barrier()
         if not self.gpu:
             clock = [time.perf_counter()]
-            for _ in range(iterations):
+            for _iteration in range(iterations):
                 run()
                 clock.append(time.perf_counter())
             return [end - begin for begin, end in itertools.pairwise(clock)]
         # On a GPU the host only queues the work: events tell when the GPU itself came to each.
         self.torch.cuda.synchronize()
-        events = [self.torch.cuda.Event(enable_timing=True) for _ in range(iterations + 1)]
+        events = [self.torch.cuda.Event(enable_timing=True) for _boundary in range(iterations + 1)]
         events[0].record()
         for event in events[1:]:
             run()
