@@ -84,7 +84,7 @@ KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
             "does not have a release file",
             "failed to (?:fetch|download)|files failed to download",
             "network is unreachable|no route to host",
-            r"urlopen error|request failed|status code was \S+ and not",
+            r"url\w+ error|request failed|status code was \S+ and not",
             "failed to update apt cache",
         ),
         "see whether the host reaches fleet_nvidia_mirror (`curl -I`), its DNS and fleet_proxy, then run the stage again",
