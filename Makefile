@@ -14,7 +14,7 @@ RUN := PYTHONPATH=tests $(VENV)/python -m gates.run
 help: ## this list
 	@echo "h20.fleet: from bare hosts with eight NVIDIA H20 to a fleet that serves DeepSeek-V3 with vLLM"
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
-	@echo "Options: PYTHON=python3.12 (interpreter of .venv), ONLY=\"ruff mypy\" (gates of make test, by name)"
+	@echo "Options: PYTHON=python3.12 (interpreter of .venv), ONLY=\"ruff mypy\" (gates of make test, or locks of make lock, by name)"
 
 setup: ## .venv with everything that the other verbs need; once per content of requirements/test.txt
 	@tests/gates/setup.sh
@@ -40,16 +40,18 @@ unit: setup ## unit and spec tests
 molecule: setup ## the test bed and every molecule scenario on it
 	@$(RUN) testbed molecule
 
-bench: demo ## what a converged fleet costs, as a table and in bench/results.json
-	@$(VENV)/python bench/run.py
+bench: demo ## what a converged fleet costs, in bench/results.json too; BENCH="release --hosts 4": a mirror against pip
+	@$(VENV)/python -m bench.run $(BENCH)
 
 build: setup ## the collection's tarball in dist/
 	@$(VENV)/ansible-galaxy collection build --force --output-path dist
 
-lock: setup ## resolve the pinned requirements of the tools and the lock files of vLLM
+lock: setup ## resolve the lock files of vLLM, with their hashes into the releases, and the requirements of the tools (ONLY: these locks alone)
+ifndef ONLY
 	@$(VENV)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade requirements/test.in > .cache/lock.txt
 	@{ echo '# SPDX-License-Identifier: Apache-2.0'; echo '# Resolved from test.in by `make lock`, for Python 3.11 to 3.14 alike.'; cat .cache/lock.txt; } > requirements/test.txt
-	@PATH="$(CURDIR)/$(VENV):$$PATH" requirements/locks/compile.sh
+endif
+	@PYTHONPATH=tests $(VENV)/python -m gates.locks $(ONLY)
 
 clean: ## the test bed's containers and everything that was built here
 	@if [[ -x $(VENV)/python && -d tests/testbed ]]; then $(TESTBED) clean || echo "clean: the test bed's containers may be left" >&2; fi

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from gates.shell import ROOT, GateError, Shell, fail_with, files
 
 _DEPRECATION = "[DEPRECATION WARNING]"
-FLEETS = ("molecule", "hardware")
+FLEETS = ("airgap", "molecule", "hardware")
 
 
 def venv(shell: Shell) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gates import checks, guard, package, sanity
+from gates import checks, guard, locks, package, sanity
 from gates.shell import CACHE, GateError, Shell
 
 LOGS = CACHE / "logs"
@@ -55,6 +55,13 @@ GATES = (
     Gate("changelog", "changelog fragments", package.changelog),
     Gate("syntax", "every playbook and inventory parses, without injected facts", checks.syntax),
     Gate("unit", "unit and spec tests", checks.unit),
+    Gate(
+        "locks",
+        "each lock is what its inputs give today, hashed, of one CUDA, and the one that the releases name",
+        locks.check,
+        fast=False,
+        step=r"--output-file \S*/([\w.-]+)\.txt$",
+    ),
     Gate(
         "package", "the tarball installs offline elsewhere, verifies, and works from there", package.check, fast=False
     ),
