@@ -4,18 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import tempfile
 import typing as t
-from datetime import datetime, timezone
 from pathlib import Path
 
 import yaml
-from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.h20.fleet.plugins.module_utils import _preflight
 from ansible_collections.h20.fleet.plugins.modules import preflight_report
+from ansible_collections.h20.fleet.plugins.plugin_utils import _reports
 
 #: What of a registered result is not of the host: Ansible's own additions, and the profiles that gpu_info compared it with.
 NOT_READ = {"ansible_facts", "changed", "deprecations", "failed", "invocation", "profiles", "warnings"}
@@ -24,22 +20,6 @@ NOT_READ = {"ansible_facts", "changed", "deprecations", "failed", "invocation", 
 def said(result: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """What was read of a host, of a registered result."""
     return {key: value for key, value in result.items() if key not in NOT_READ and not key.startswith("_ansible")}
-
-
-def write(path: Path, document: t.Mapping[str, t.Any]) -> None:
-    """Write JSON so that whoever reads the file meanwhile has the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=2, sort_keys=False)
-            file.write("\n")
-        temporary.chmod(0o644)  # no secrets in it, and dashboards read it
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def summary(verdict: str, found: t.Sequence[_preflight.Finding], path: Path) -> str:
@@ -62,7 +42,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
-        options = _options(yaml.safe_load(preflight_report.DOCUMENTATION)["options"])
+        options = _reports.options(yaml.safe_load(preflight_report.DOCUMENTATION)["options"])
         _validation, arguments = self.validate_argument_spec(argument_spec=options)
         name = arguments["name"] or (task_vars or {})["inventory_hostname"]
         host, gpu, model, need = (arguments[key] for key in ("host", "gpu", "model", "need"))
@@ -71,7 +51,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         verdict = _preflight.verdict(found)
         self._display.display(_preflight.report(name, host, gpu, found, need, planned))
         known = _preflight.profile_of(gpu, need)
-        path = Path(arguments["folder"]).absolute() / "preflight" / f"{name.replace(os.sep, '_')}.json"
         document = {
             "host": name,
             "verdict": verdict,
@@ -81,14 +60,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "hardware": said(gpu),
             "system": said(host),
             "plans": planned,
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        try:
-            write(path, document)
-        except OSError as error:
-            raise AnsibleActionFail(
-                f"the report {path} cannot be written: {error.strerror} -> set fleet_reports to a folder that can be"
-            ) from error
+        path = _reports.keep(arguments["folder"], "preflight", name, document)
         result.update(
             changed=False,
             verdict=verdict,
@@ -102,15 +75,3 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             # The only way to an exit status of ansible-playbook that is neither success nor failure.
             result["unreachable"] = True
         return result
-
-
-def _options(documented: dict[str, t.Any]) -> dict[str, t.Any]:
-    """The documented options as an argument spec, so that the two cannot differ."""
-    kept = ("type", "default", "required", "elements")
-    spec: dict[str, t.Any] = {}
-    for name, option in documented.items():
-        spec[name] = {key: option[key] for key in kept if key in option}
-        if "suboptions" in option:
-            spec[name] |= {"options": _options(option["suboptions"]), "apply_defaults": True}
-            spec[name].pop("default", None)
-    return spec

@@ -599,7 +599,7 @@ def report(
     """The lines an operator reads of one host: the verdict first, then the findings, warnings last."""
     order = (REFUSE, UNKNOWN, WARN)
     rows = sorted(found, key=lambda entry: order.index(entry.severity))
-    return "\n".join([_headline(hostname, host, gpu, found, need, planned), *_table(rows)])
+    return "\n".join([_headline(hostname, host, gpu, found, need, planned), *table(rows)])
 
 
 def _headline(
@@ -624,7 +624,7 @@ def _headline(
     return f"{hostname}  fit  {', '.join(parts)}{room}"
 
 
-def _table(rows: t.Sequence[Finding]) -> t.Iterator[str]:
+def table(rows: t.Sequence[Finding]) -> t.Iterator[str]:
     """A line a finding, evidence and remedy in columns; what is too long for that goes on in further lines, its words in their order."""
     marks = {REFUSE: "", UNKNOWN: "not told: ", WARN: "warning: "}
     cells = [(entry.id, marks[entry.severity] + entry.evidence, entry.remedy) for entry in rows]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.h20.fleet.plugins.action import preflight_report
+from ansible_collections.h20.fleet.plugins.plugin_utils import _reports
 from unit.plugins.fit_host import NGINX, changed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -115,9 +115,9 @@ def test_a_folder_that_cannot_be_written_is_named(playbook: Path) -> None:
 
 def test_a_report_that_cannot_be_finished_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "deep/host.json"
-    preflight_report.write(path, {"verdict": "fit"})
+    _reports.write(path, {"verdict": "fit"})
     with pytest.raises(TypeError):
-        preflight_report.write(path, {"verdict": object()})
+        _reports.write(path, {"verdict": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"verdict": "fit"}
     assert list(path.parent.iterdir()) == [path]
 
