@@ -31,6 +31,11 @@ options:
         description: File, folder or program name; a bare name is looked up in C(PATH).
         type: str
         required: true
+  packages:
+    description: Debian packages that the stage itself brings, asked of dpkg in the same look, so that apt is called only where one is missing.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     description: Reads only; in check mode missing requirements are returned, not raised.
@@ -57,11 +62,27 @@ missing:
   returned: always
   type: list
   elements: dict
+missing_packages:
+  description: Those of O(packages) that are not installed.
+  returned: always
+  type: list
+  elements: str
 """
 
+import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.h20.fleet.plugins.module_utils import _dpkg, _programs
+
+
+def not_installed(names: t.Sequence[str], run: _programs.Runner) -> list[str]:
+    """The packages of ``names`` that dpkg does not call installed."""
+    if not names:
+        return []
+    answer = run([*_dpkg.QUERY, *names], _programs.TIMEOUT)  # ends with 1 where one of them is unknown
+    installed = {package.name for package in _dpkg.parse_packages(answer.out) if package.status == "installed"}
+    return [name for name in names if name not in installed]
 
 
 def main() -> None:
@@ -77,6 +98,7 @@ def main() -> None:
                     "path": {"type": "str", "required": True},
                 },
             },
+            "packages": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -97,7 +119,8 @@ def main() -> None:
             f" -> run the missing stage first: --tags {','.join([*stages, module.params['stage']])}",
             missing=missing,
         )
-    module.exit_json(changed=False, missing=missing)
+    missing_packages = not_installed(module.params["packages"], _programs.run)
+    module.exit_json(changed=False, missing=missing, missing_packages=missing_packages)
 
 
 if __name__ == "__main__":

@@ -34,3 +34,12 @@ def test_each_missing_stage_is_named_once_with_the_command_that_runs_it(tmp_path
     )
     shown = run_module("stage_requirements", check=True, stage="vllm", requires=requires)
     assert (shown["changed"], shown["missing"]) == (False, requires[:3])
+
+
+def test_packages_that_are_not_installed_are_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("g++", "installed"), ("libnuma1", "config-files")]
+    lines = [f"{name}\t1-1\t1\tDebian\tinstall\t{status}\tok" for name, status in rows]
+    write_program(tmp_path / "bin/dpkg-query", f"print('\\n'.join({lines!r})); sys.exit(1)")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    result = run_module("stage_requirements", stage="vllm", requires=[], packages=["g++", "libnuma1", "gone"])
+    assert (result["changed"], result["missing_packages"]) == (False, ["libnuma1", "gone"])
