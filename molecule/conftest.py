@@ -28,6 +28,12 @@ def backend(name: str, fleet: str = "molecule") -> str:
     return f"ssh://{name}?sudo=true&ssh_config={ROOT / '.testbed' / fleet / 'ssh_config'}"
 
 
+def address_of(name: str, fleet: str = "molecule") -> str:
+    """Address of a host, as the test bed wrote it down."""
+    known = json.loads((ROOT / ".testbed" / fleet / "environment.json").read_text(encoding="utf-8"))
+    return str(known["hosts"][name]["address"])
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """How a playbook ended: exit status and what it printed."""
@@ -47,15 +53,15 @@ class Api:
 
     host: str
     port: int = 8000
+    fleet: str = "molecule"
 
     @property
     def url(self) -> str:
-        address = json.loads((STATE / "environment.json").read_text(encoding="utf-8"))["hosts"][self.host]["address"]
-        return f"http://{address}:{self.port}"
+        return f"http://{address_of(self.host, self.fleet)}:{self.port}"
 
     @property
     def key(self) -> str:
-        return (STATE / "api_key").read_text(encoding="utf-8").strip()
+        return (ROOT / ".testbed" / self.fleet / "api_key").read_text(encoding="utf-8").strip()
 
     def call(self, path: str, body: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         """The answer to a GET, or to a POST of ``body``; raises OSError where there is none."""
@@ -73,17 +79,24 @@ class Api:
         return str(answer["choices"][0]["message"]["content"])
 
 
-def play(name: str, *arguments: str) -> Run:
+def play(name: str, *arguments: str, inventory: str = "molecule/inventory") -> Run:
     """Run a playbook of the collection on the fleet, as an operator would type it."""
+    with start(name, *arguments, inventory=inventory) as process:
+        output, _none = process.communicate(timeout=1200)
+    return Run(process.returncode, output)
+
+
+def start(name: str, *arguments: str, inventory: str = "molecule/inventory") -> subprocess.Popen[str]:
+    """Start a playbook of the collection, in a process group of its own that can be killed."""
     program = Path(sys.executable).with_name("ansible-playbook")
-    command = [str(program), "-i", str(ROOT / "molecule/inventory"), f"h20.fleet.{name}", *arguments]
+    command = [str(program), "-i", str(ROOT / inventory), f"h20.fleet.{name}", *arguments]
     environment = os.environ | {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_FORCE_COLOR": "0",
     }
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
-    return Run(done.returncode, done.stdout + done.stderr)
+    pipes: dict[str, t.Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **pipes)
 
 
 def on_console(name: str, *command: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client of a Hugging Face compatible hub: the files of one pinned revision, and small documents among them."""
+"""Where one pinned revision of a model comes from, a Hugging Face compatible hub or a mirror of plain files: its files, and small documents among them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from ansible.module_utils.urls import open_url
 NEXT_PAGE = re.compile(r'<([^>]+)>;\s*rel="next"')
 
 
+#: A manifest names some hundred files.
+MANIFEST_LIMIT = 16 * 1024**2
+
+
 class HubError(Exception):
-    """The hub did not answer with what was asked for; the text says what to do."""
+    """The hub or mirror did not answer with what was asked for; the text says what to do."""
 
 
 def is_pinned(revision: str) -> bool:
@@ -118,3 +122,81 @@ class Hub:
                 " -> correct the release's model.repo, or set fleet_hub_token"
             )
         return f"the hub {self.endpoint} answers HTTP {error.code} {error.reason} -> try again later, or set fleet_hub_endpoint to another mirror"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mirror:
+    """One revision on a mirror of plain files: ``<root>/<repo>/<revision>/``, its manifest beside that folder."""
+
+    root: str
+    repo: str
+    revision: str
+    timeout: int
+    ca_path: str | None
+
+    @property
+    def place(self) -> str:
+        """URL of the revision's folder."""
+        return f"{self.root.rstrip('/')}/{self.repo}/{self.revision}"
+
+    def manifest(self) -> dict[str, t.Any]:
+        """Repository, revision and files; raises HubError."""
+        url = f"{self.place}.manifest.json"
+        try:
+            return as_manifest(self._get(url, MANIFEST_LIMIT), self.repo, self.revision)
+        except ValueError as error:
+            raise HubError(f"{url} {error} -> put the revision on the mirror again") from error
+
+    def document(self, path: str, limit: int) -> t.Any:
+        """The content of a JSON file of at most ``limit`` bytes; raises HubError."""
+        url = f"{self.place}/{quote(path)}"
+        try:
+            return json.loads(self._get(url, limit))
+        except ValueError as error:
+            raise HubError(f"{url} is no JSON -> put the revision on the mirror again") from error
+
+    def _get(self, url: str, limit: int) -> str:
+        try:
+            with open_url(url, timeout=self.timeout, ca_path=self.ca_path) as response:
+                text = response.read(limit + 1)
+        except HTTPError as error:
+            with error:
+                raise HubError(
+                    f"the mirror has no {url} (HTTP {error.code}) -> put the revision of the model there, or correct fleet_model_mirror"
+                ) from error
+        except (URLError, OSError, HTTPException, ValueError) as error:
+            raise HubError(
+                f"the mirror {self.root} does not answer: {getattr(error, 'reason', error)}"
+                " -> check that it is up and reachable from this host, or correct fleet_model_mirror"
+            ) from error
+        if len(text) > limit:
+            raise HubError(
+                f"{url} has more than {limit:,} bytes -> it is no such document: correct the release's model"
+            )
+        return str(text, "utf-8", "replace")
+
+
+def source_of(params: dict[str, t.Any], ca_path: str | None) -> Hub | Mirror:
+    """Who is asked, by a module's parameters: the mirror where there is one, else the hub."""
+    if params["mirror"]:
+        names = ("repo", "revision", "timeout")
+        return Mirror(root=params["mirror"], ca_path=ca_path, **{name: params[name] for name in names})
+    return Hub.of(params, ca_path)
+
+
+def as_manifest(text: str, repo: str, revision: str) -> dict[str, t.Any]:
+    """The manifest that ``text`` holds; ValueError says why it is none of this revision."""
+    try:
+        manifest = json.loads(text)
+        found = (manifest["repo"], manifest["revision"])
+        whole = all(
+            {"path", "size", "algorithm", "digest"} == set(file) and isinstance(file["size"], int)
+            for file in manifest["files"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError("is no manifest") from error
+    if not whole or not manifest["files"]:
+        raise ValueError("is no manifest")
+    if found != (repo, revision):
+        raise ValueError(f"is the manifest of {found[0]}@{found[1]}, not of {repo}@{revision}")
+    return t.cast(dict[str, t.Any], manifest)

@@ -7,11 +7,12 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: model_info
-short_description: Read config.json and size of one pinned revision of a model, from disk or from the hub
+short_description: Read config.json and size of one pinned revision of a model, from disk, from a mirror or from the hub
 version_added: 1.0.0
 description:
-  - Reads the revision on the host where it is complete, and asks nobody then; else asks a Hugging Face compatible hub for its files and its C(config.json).
-  - What the hub refuses does not fail the task but is told in C(error), so that it can be judged with other findings.
+  - Reads the revision on the host where it is complete, and asks nobody then.
+  - Else asks the mirror, or a Hugging Face compatible hub, for its files and its C(config.json).
+  - What the mirror or hub refuses does not fail the task but is told in C(error), so that it can be judged with other findings.
 options:
   path:
     description: Folder of the revision on the host, as M(h20.fleet.model_revision) leaves it; empty looks at no disk.
@@ -19,6 +20,10 @@ options:
     default: ""
   endpoint:
     description: Root URL of the hub; empty asks no hub.
+    type: str
+    default: ""
+  mirror:
+    description: Root URL of a mirror of plain files, asked in place of the hub; empty asks the hub.
     type: str
     default: ""
   repo:
@@ -74,7 +79,7 @@ weight_bytes:
   returned: always
   type: int
 source:
-  description: Where the answer comes from, V(disk) or V(hub); empty where there is none.
+  description: Where the answer comes from, V(disk), V(mirror) or V(hub); empty where there is none.
   returned: always
   type: str
 error:
@@ -128,19 +133,19 @@ def read_disk(folder: Path, files: dict[str, int]) -> dict[str, t.Any]:
         }
 
 
-def read_hub(params: dict[str, t.Any]) -> dict[str, t.Any]:
-    """What the hub tells; ``error`` says what it refuses."""
+def read_source(params: dict[str, t.Any]) -> dict[str, t.Any]:
+    """What the mirror or the hub tells; ``error`` says what it refuses."""
     answer: dict[str, t.Any] = {}
     try:
         with _hub.trusting(params["ca_certificates"]) as ca_path:
-            hub = _hub.Hub.of(params, ca_path)
-            files = {file["path"]: file["size"] for file in hub.manifest()["files"]}
-            answer = {"source": "hub", **sizes(files)}
+            source = _hub.source_of(params, ca_path)
+            files = {file["path"]: file["size"] for file in source.manifest()["files"]}
+            answer = {"source": "mirror" if params["mirror"] else "hub", **sizes(files)}
             if CONFIG not in files:
                 return answer | {
                     "error": f"{params['repo']} has no {CONFIG} at {params['revision']} -> correct the release's model"
                 }
-            return answer | read_config(hub.document(CONFIG, CONFIG_LIMIT), f"{CONFIG} of {params['repo']}")
+            return answer | read_config(source.document(CONFIG, CONFIG_LIMIT), f"{CONFIG} of {params['repo']}")
     except _hub.HubError as error:
         return answer | {"error": str(error)}
 
@@ -158,7 +163,7 @@ def describe(params: dict[str, t.Any]) -> dict[str, t.Any]:
     files = stamped_sizes(folder) if folder else None
     if folder and files is not None:
         return read_disk(folder, files)
-    if not params["endpoint"]:
+    if not params["endpoint"] and not params["mirror"]:
         return {
             "error": f"{params['path'] or 'the revision'} is not complete on this host -> run the stage: --tags model"
         }
@@ -166,7 +171,7 @@ def describe(params: dict[str, t.Any]) -> dict[str, t.Any]:
         return {
             "error": f"{params['revision']!r} is no full commit (40 hexadecimal digits) -> pin one as the release's model.revision"
         }
-    return read_hub(params)
+    return read_source(params)
 
 
 def main() -> None:
@@ -174,6 +179,7 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "default": ""},
             "endpoint": {"type": "str", "default": ""},
+            "mirror": {"type": "str", "default": ""},
             "repo": {"type": "str", "default": ""},
             "revision": {"type": "str", "default": ""},
             "token": {"type": "str", "default": "", "no_log": True},

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
-"""Write the manifest of a model revision, as the hub's tree API tells it."""
+"""Write the manifest of a model revision: as the release has it, or as a mirror or the hub's tree API tells it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ module: model_manifest
 short_description: Write the manifest of one pinned revision of a model
 version_added: 1.0.0
 description:
-  - Asks the tree API of a Hugging Face compatible hub for every file of the revision and writes path, size and digest of each as JSON.
-  - A manifest of the same repository and revision that is there already is kept, and the hub is not asked.
+  - Writes path, size and digest of every file of the revision as JSON.
+  - They come from O(content) where it is given, which has to have O(sha256); else from the mirror, else from the tree API of a Hugging Face compatible hub.
+  - A manifest of the same repository and revision that is there already is kept, and nobody is asked, unless O(content) says another.
 options:
   path:
     description: Manifest file to write. The folder must exist.
@@ -21,6 +22,22 @@ options:
     description: Root URL of the hub.
     type: str
     required: true
+  mirror:
+    description: Root URL of a mirror of plain files, asked for C(<repo>/<revision>.manifest.json) in place of the hub; empty asks the hub.
+    type: str
+    default: ""
+  content:
+    description: Text of the manifest, for a release that brings its own; nobody is asked then.
+    type: str
+    default: ""
+  sha256:
+    description: What O(content) has to hash to.
+    type: str
+    default: ""
+  name:
+    description: What O(content) is called where it is refused.
+    type: str
+    default: the release's manifest
   repo:
     description: Repository of the model on the hub.
     type: str
@@ -43,7 +60,7 @@ options:
     default: 30
 attributes:
   check_mode:
-    description: Asks the hub and reports, writes nothing.
+    description: Asks and reports, writes nothing.
     support: full
   diff_mode:
     description: Shows the manifest before and after.
@@ -72,6 +89,7 @@ bytes:
   type: int
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -98,6 +116,10 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "required": True},
             "endpoint": {"type": "str", "required": True},
+            "mirror": {"type": "str", "default": ""},
+            "content": {"type": "str", "default": ""},
+            "sha256": {"type": "str", "default": ""},
+            "name": {"type": "str", "default": "the release's manifest"},
             "repo": {"type": "str", "required": True},
             "revision": {"type": "str", "required": True},
             "token": {"type": "str", "default": "", "no_log": True},
@@ -111,8 +133,11 @@ def main() -> None:
         module.fail_json(
             msg=f"{module.params['revision']!r} is no full commit (40 hexadecimal digits): a branch or tag moves, so it cannot be pinned"
         )
+    given = given_manifest(module)
     kept = kept_manifest(path, module.params["repo"], module.params["revision"])
-    manifest = kept or ask(module)
+    if given and kept != given:
+        kept = None
+    manifest = kept or given or ask(module)
     text = json.dumps(manifest, indent=1) + "\n"
     if not kept and not module.check_mode:
         descriptor, temporary = tempfile.mkstemp(dir=module.tmpdir)
@@ -127,11 +152,30 @@ def main() -> None:
     )
 
 
+def given_manifest(module: AnsibleModule) -> dict[str, t.Any] | None:
+    """The manifest that the release brings, None where it brings none; one that is not as the release says ends the module."""
+    params = module.params
+    if not params["content"]:
+        return None
+    found = hashlib.sha256(params["content"].encode()).hexdigest()
+    if found != params["sha256"]:
+        module.fail_json(
+            msg=f"{params['name']} has sha256 {found}, the release says {params['sha256']} -> restore the file, or correct the release's model.manifest"
+        )
+    try:
+        return _hub.as_manifest(params["content"], params["repo"], params["revision"])
+    except ValueError as error:
+        return t.cast(
+            dict[str, t.Any],
+            module.fail_json(msg=f"{params['name']} {error} -> correct the release's model.manifest"),
+        )
+
+
 def ask(module: AnsibleModule) -> dict[str, t.Any]:
-    """The manifest that the hub tells; what it refuses ends the module."""
+    """The manifest that the mirror or the hub tells; what it refuses ends the module."""
     try:
         with _hub.trusting(module.params["ca_certificates"]) as ca_path:
-            return _hub.Hub.of(module.params, ca_path).manifest()
+            return _hub.source_of(module.params, ca_path).manifest()
     except _hub.HubError as error:
         return t.cast(dict[str, t.Any], module.fail_json(msg=str(error)))
 

@@ -54,9 +54,9 @@ def known_hosts(hosts: Mapping[str, Container], where: Mapping[str, str]) -> str
 
 
 def ssh_config(fleet: Fleet, where: Mapping[str, str]) -> str:
-    """Return the ssh configuration of the fleet. How connections are shared is left to who uses it."""
+    """Return the ssh configuration of the fleet, by name and by address. How connections are shared is left to who uses it."""
     aliases = "".join(f"Host {host.name}\n    HostName {where[host.name]}\n\n" for host in fleet.hosts)
-    return f"""{aliases}Host {" ".join(host.name for host in fleet.hosts)}
+    return f"""{aliases}Host {" ".join([*(host.name for host in fleet.hosts), *(where[host.name] for host in fleet.hosts)])}
     User ops
     IdentityFile "{KEY}"
     IdentitiesOnly yes

@@ -22,31 +22,41 @@ from testbed.plans import CACHE, Plan, host_plan, service_plans
 SPEC_LABEL = "h20.fleet.spec"  # hash of everything a container was made from
 
 
-def ensure_network(client: DockerClient, fleet: Fleet) -> IPv4Network:
-    """Make sure that the fleet's network exists and return its subnet.
+def ensure_networks(client: DockerClient, fleet: Fleet) -> tuple[IPv4Network, IPv4Network | None]:
+    """Make sure that the fleet's networks exist and return their subnets: the common one, and that of isolated hosts where it has any.
+
+    The engine gives nobody in an internal network a way out; this machine reaches it all the same.
+    """
+    common = ensure_network(client, fleet, fleet.network)
+    isolated = ensure_network(client, fleet, fleet.isolated_network, internal=True) if fleet.has_isolated else None
+    return common, isolated
+
+
+def ensure_network(client: DockerClient, fleet: Fleet, name: str, internal: bool = False) -> IPv4Network:
+    """Make sure that the fleet's network `name` exists and return its subnet.
 
     Only in a network with a subnet of its own can containers have an address that survives a reboot, and only the engine knows which subnet is free here.
     """
-    for network in client.networks.list(names=[f"^{fleet.network}$"]):
+    for network in client.networks.list(names=[f"^{name}$"]):
         owner = labels_of(network).get(ROOT_LABEL)
         if is_gone(owner):
             network.remove()
-            say("network", f"{fleet.network} removed: its working copy {owner} is gone")
+            say("network", f"{name} removed: its working copy {owner} is gone")
             break
         if owner != str(ROOT):
             raise SetupError(
-                f"The network {fleet.network} exists and is not this test bed's. Remove it: docker network rm {fleet.network}"
+                f"The network {name} exists and is not this test bed's. Remove it: docker network rm {name}"
             )
         return subnet_of(network)
-    probe = client.networks.create(f"{fleet.network}-probe", labels=fleet.labels)
+    probe = client.networks.create(f"{name}-probe", labels=fleet.labels)
     try:
         probe.reload()
         subnet = subnet_of(probe)
     finally:
         probe.remove()
     pool = IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet), gateway=str(subnet[1]))])
-    client.networks.create(fleet.network, labels=fleet.labels, ipam=pool)
-    say("network", f"{fleet.network} {subnet}")
+    client.networks.create(name, labels=fleet.labels, ipam=pool, internal=internal)
+    say("network", f"{name} {subnet}")
     return subnet
 
 
@@ -114,9 +124,8 @@ def create(client: DockerClient, fleet: Fleet, plan: Plan) -> Container:
     """Create the container of `plan` at its address."""
     endpoint = client.api.create_endpoint_config(ipv4_address=plan.address, aliases=list(plan.aliases))
     options = {**plan.options, "labels": {**plan.options["labels"], SPEC_LABEL: plan.spec}}
-    return client.containers.create(
-        name=plan.name, network=fleet.network, networking_config={fleet.network: endpoint}, **options
-    )
+    network = fleet.network_of(plan.name)
+    return client.containers.create(name=plan.name, network=network, networking_config={network: endpoint}, **options)
 
 
 def is_gone(owner: str | None) -> bool:

@@ -18,11 +18,15 @@ SERVICE_NAMES = ("hub.test", "mirror.test")
 
 @dataclass(frozen=True)
 class Host:
-    """One host of a fleet: the name of its hardware description, and path -> mount options of file systems in memory."""
+    """One host of a fleet: the name of its hardware description, and path -> mount options of file systems in memory.
+
+    An isolated one lives in a network without a way out and without names.
+    """
 
     name: str
     hardware: str
     tmpfs: Mapping[str, str] = field(default_factory=dict)
+    isolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,22 @@ class Fleet:
     def network(self) -> str:
         """The name of its network."""
         return f"h20-{self.name}"
+
+    @property
+    def isolated_network(self) -> str:
+        """The name of the network of its isolated hosts."""
+        return f"{self.network}-isolated"
+
+    @property
+    def has_isolated(self) -> bool:
+        """Whether it has isolated hosts."""
+        return any(host.isolated for host in self.hosts)
+
+    def network_of(self, name: str) -> str:
+        """The name of the network in which the container `name` lives."""
+        return (
+            self.isolated_network if any(host.isolated and host.name == name for host in self.hosts) else self.network
+        )
 
     @property
     def labels(self) -> dict[str, str]:
@@ -62,17 +82,26 @@ def load(name: str) -> Fleet:
 
 
 def parse(name: str, text: str) -> Fleet:
-    """Return the fleet that the YAML `text` describes: hosts: {<name>: {hardware: <description>, tmpfs: {<path>: <options>}}}."""
+    """Return the fleet that the YAML `text` describes: hosts: {<name>: {hardware: <description>}}.
+
+    A host may have `tmpfs`, {<path>: <options>}, and be `isolated`.
+    """
     try:
         hosts = yaml.safe_load(text)["hosts"]
         return Fleet(name, tuple(Host(host, **settings) for host, settings in hosts.items()))
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise SetupError(
-            f"fleets/{name}.yml is not a fleet ({error}). Each host needs `hardware` and may have `tmpfs`."
+            f"fleets/{name}.yml is not a fleet ({error}). Each host needs `hardware`, may have `tmpfs` and be `isolated`."
         ) from error
 
 
-def addresses(fleet: Fleet, subnet: IPv4Network) -> dict[str, str]:
-    """Return container name -> address: the services at .2 and .3, the hosts from .11 on in the order of the fleet's file."""
+def addresses(fleet: Fleet, subnet: IPv4Network, isolated: IPv4Network | None = None) -> dict[str, str]:
+    """Return container name -> address: the services at .2 and .3, the hosts from .11 on in the order of the fleet's file.
+
+    Hosts that are isolated have theirs in the subnet `isolated`.
+    """
     services = {f"{fleet.name}-hub": str(subnet[2]), f"{fleet.name}-mirror": str(subnet[3])}
-    return services | {host.name: str(subnet[11 + number]) for number, host in enumerate(fleet.hosts)}
+    homes = [isolated if host.isolated and isolated else subnet for host in fleet.hosts]
+    return services | {
+        host.name: str(home[11 + number]) for number, (host, home) in enumerate(zip(fleet.hosts, homes, strict=True))
+    }

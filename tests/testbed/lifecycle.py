@@ -28,12 +28,13 @@ from testbed import (
     hardware,
     hub,
     image,
+    interpreter,
     kernel_log,
     nvidia,
     say,
 )
 from testbed.boot import wait_for_boot, wait_for_service
-from testbed.containers import ensure_containers, ensure_network, existing, fleets_there
+from testbed.containers import ensure_containers, ensure_networks, existing, fleets_there
 from testbed.environment import read as read_environment
 from testbed.fleet import Fleet, addresses
 from testbed.plans import SERVICES
@@ -52,9 +53,9 @@ def up(fleet: Fleet, watch: Stopwatch, bare: bool = False) -> None:
     with watch.stage("services"):
         settings = read_environment()
         fingerprint = build_services()
+        interpreter.build(client, reference, SERVICES / "mirror")
     with watch.stage("containers"):
-        subnet = ensure_network(client, fleet)
-        where = addresses(fleet, subnet)
+        where = addresses(fleet, *ensure_networks(client, fleet))
         containers = ensure_containers(client, fleet, where, reference, settings.local_folders())
     with watch.stage("boot"):
         hosts = {host.name: containers[host.name] for host in fleet.hosts}
@@ -155,7 +156,7 @@ def status(client: DockerClient, wanted: Sequence[str]) -> str:
     for name in wanted:
         found = client.containers.list(all=True, filters={"label": [f"{LABEL}={name}", f"{ROOT_LABEL}={ROOT}"]})
         for container in sorted(found, key=lambda one: str(one.name)):
-            endpoint = container.attrs["NetworkSettings"]["Networks"].get(f"h20-{name}", {})
+            endpoint: dict[str, Any] = next(iter(container.attrs["NetworkSettings"]["Networks"].values()), {})
             address = endpoint.get("IPAddress") or (endpoint.get("IPAMConfig") or {}).get("IPv4Address", "")
             rows.append((name, str(container.name), container.status, address, container.attrs["Config"]["Image"]))
         if not found:

@@ -15,6 +15,9 @@ from testbed.fleet import Fleet, Host
 
 SERVICES = STATE / "services"
 CACHE = "h20-fleet-uv-cache"  # one volume for all hosts, so that a wheel comes once
+NO_NAMES = Path(__file__).with_name(
+    "no_names.conf"
+)  # in place of what the engine writes to /etc/resolv.conf, at every start
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,12 @@ def host_plan(fleet: Fleet, host: Host, address: str, reference: str, folders: S
     systemd needs the engine's own cgroup tree, writable; its sandboxing of units needs SYS_ADMIN and no syscall filter. With cgroup v1 as with v2 it manages
     the part below the container's own cgroup. SYS_PTRACE lets root see who holds a port, as it does on a real host. vLLM asks for more shared memory than
     the engine's default. `folders` of this machine appear at their own paths.
+
+    An isolated host shares nothing with others or with this machine, has no route out (testbed-hardware.service deletes it, see image.py) and no server of
+    names: the engine's own would answer to those of containers.
     """
     parts = fleet.state / "hosts" / host.name
+    shared = [f"{CACHE}:/var/cache/h20-fleet:rw", *(f"{folder}:{folder}:ro" for folder in folders)]
     options = {
         "image": reference,
         "hostname": host.name,
@@ -59,8 +66,7 @@ def host_plan(fleet: Fleet, host: Host, address: str, reference: str, folders: S
             f"{parts / 'module'}:/sys/module:rw",
             f"{parts / 'sys'}:/etc/testbed/sys:ro",
             f"{parts / 'hardware.json'}:/etc/testbed/hardware.json:ro",
-            f"{CACHE}:/var/cache/h20-fleet:rw",
-            *(f"{folder}:{folder}:ro" for folder in folders),
+            *([f"{NO_NAMES}:/etc/resolv.conf:ro", f"{NO_NAMES}:/etc/testbed/isolated:ro"] if host.isolated else shared),
         ],
     }
     return Plan(host.name, address, options)

@@ -6,8 +6,10 @@
     model_fetch.py inspect JOB   print as JSON what is there, by size and modification time only (standard library alone)
     model_fetch.py prove JOB     reread every byte of a complete revision; exit 1 and name what differs
 
-JOB is a JSON file ``{"manifest": path, "destination": path, "endpoint": URL, "workers": count}``. A token for a gated
-repository comes from the environment (HF_TOKEN). Lines go to the journal; a failure ends in one line ``error: ...``.
+JOB is a JSON file ``{"manifest": path, "destination": path, "source": kind, "endpoint": URL, "workers": count, "timeout":
+seconds}``. A source is of the kind ``hub`` (Hugging Face compatible, by its own client; a token for a gated repository comes
+from the environment, HF_TOKEN) or ``mirror`` (a tree of plain files over HTTP). Lines go to the journal; a failure ends in one
+line ``error: ...``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ import sys
 import threading
 import time
 import typing as t
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 STAMP = ".h20-fleet-manifest.json"
 ATTEMPTS = 3
@@ -51,8 +57,10 @@ class Job:
     revision: str
     files: tuple[File, ...]
     destination: Path
+    source: str
     endpoint: str
     workers: int
+    timeout: int
 
     @property
     def partial(self) -> Path:
@@ -67,9 +75,11 @@ class Job:
         for file in files:
             if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
                 raise FetchError(f"the manifest {job['manifest']} names a path outside the revision: {file.path}")
-        return cls(
-            manifest["repo"], manifest["revision"], files, Path(job["destination"]), job["endpoint"], job["workers"]
-        )
+        source, timeout = job.get("source", "hub"), job.get("timeout", 30)
+        if source not in SOURCES:
+            raise FetchError(f"{path} names a source {source}; known are {', '.join(SOURCES)} -> run the stage again")
+        known = (manifest["repo"], manifest["revision"], files, Path(job["destination"]))
+        return cls(*known, source, job["endpoint"], job["workers"], timeout)
 
 
 def digest(path: Path, algorithm: str) -> str:
@@ -156,7 +166,8 @@ def fetch(job: Job) -> None:
     if wrong:
         raise FetchError(
             f"{job.repo}@{job.revision[:12]}: {'; '.join(wrong.values())} after {ATTEMPTS} downloads from {job.endpoint}"
-            " -> the source serves other bytes than the manifest names: use another source (fleet_hub_endpoint), then run the stage again"
+            " -> the source serves other bytes than the manifest names: "
+            f"{SOURCES[job.source].remedy}, then run the stage again"
         )
     shutil.rmtree(job.partial / ".cache", ignore_errors=True)
     for path in (job.partial, *job.partial.rglob("*")):
@@ -184,16 +195,27 @@ def _forget(root: Path, file: File) -> None:
 
 
 def download(job: Job, files: t.Sequence[File]) -> None:
-    """Fetch ``files`` into the partial folder by the hub's own client, which resumes a file that was cut off."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 (of the release's environment; the other verbs do without it)
-
+    """Fetch ``files`` from the job's source into the partial folder; what was cut off before goes on where it stood."""
     total = sum(file.size for file in files)
     print(f"{job.repo}@{job.revision[:12]}: {len(files)} files, {total / GIB:.3f} GiB from {job.endpoint}", flush=True)
     done = threading.Event()
     watcher = threading.Thread(target=_report, args=(job, total, done), daemon=True)
     watcher.start()
+    try:
+        SOURCES[job.source].fetch(job, files)
+    except FetchError as error:
+        raise FetchError(f"{job.repo}@{job.revision[:12]}: {error}") from error
+    finally:
+        done.set()
+        watcher.join()
+
+
+def from_hub(job: Job, files: t.Sequence[File]) -> None:
+    """Fetch by the hub's own client."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (of the release's environment; the other verbs do without it)
+
     try:
         snapshot_download(
             job.repo,
@@ -206,11 +228,90 @@ def download(job: Job, files: t.Sequence[File]) -> None:
     except Exception as error:  # the client raises errors of several HTTP libraries; each means the same here
         reason = str(error).splitlines()[0]
         raise FetchError(
-            f"{job.repo}@{job.revision[:12]}: {job.endpoint} failed: {type(error).__name__}: {reason} -> run the stage again: it resumes"
+            f"{job.endpoint} failed: {type(error).__name__}: {reason} -> run the stage again: it resumes"
         ) from error
-    finally:
-        done.set()
-        watcher.join()
+
+
+def from_mirror(job: Job, files: t.Sequence[File]) -> None:
+    """Fetch plain files, ``<endpoint>/<repo>/<revision>/<path>``, several at a time. The first failure stops the rest at its next block."""
+    stop = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(max_workers=job.workers) as pool:
+        pending = [pool.submit(_fetch_plain, job, file, stop) for file in files]
+        try:
+            for future in concurrent.futures.as_completed(pending):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _fetch_plain(job: Job, file: File, stop: threading.Event) -> None:
+    """Fetch one file beside its place, and move it there when all bytes have come. A connection that dies is asked again while bytes still come."""
+    url = f"{job.endpoint.rstrip('/')}/{job.repo}/{job.revision}/{quote(file.path)}"
+    part = job.partial / ".cache/mirror" / f"{file.path}.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if _size(part) > file.size:
+        part.unlink()
+    failures = 0
+    while (before := max(_size(part), 0)) < file.size or not part.exists():
+        try:
+            _fetch_rest(url, part, before, file.size, job.timeout, stop)
+            reason = "the connection ends early"
+        except (URLError, OSError, HTTPException) as error:
+            reason = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
+        if stop.is_set():
+            return
+        failures = 0 if _size(part) > before else failures + 1
+        if failures == ATTEMPTS:
+            raise FetchError(
+                f"{url} failed {ATTEMPTS} times at byte {before} of {file.size}: {reason} -> check that the mirror serves, then run the stage again: it resumes"
+            )
+    target = job.partial / file.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.replace(target)
+
+
+def _fetch_rest(url: str, part: Path, start: int, size: int, timeout: int, stop: threading.Event) -> None:
+    """Append to ``part`` what follows byte ``start``, as far as it comes; FetchError where another request cannot help."""
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    try:
+        response = urlopen(Request(url, headers=headers), timeout=timeout)
+    except HTTPError as error:
+        with error:
+            if error.code >= 500 or error.code == 429:
+                raise
+            what = "has no such file" if error.code in (404, 410) else "has a shorter file" if error.code == 416 else ""
+            raise FetchError(
+                f"{url}: the mirror {what or 'refuses'} (HTTP {error.code}) -> put the revision on the mirror again, whole"
+            ) from error
+    with response:
+        if response.status != 206:  # a server without ranges sends all of it
+            start = 0
+        length = response.headers.get("Content-Length")
+        if length is not None and start + int(length) != size:
+            raise FetchError(
+                f"{url} has {start + int(length)} bytes, the manifest says {size} -> put the revision on the mirror again, whole"
+            )
+        with part.open("r+b" if start else "wb") as file:
+            file.seek(start)
+            while start < size and not stop.is_set() and (block := response.read1(min(BLOCK, size - start))):
+                file.write(block)
+                start += len(block)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A kind of source: how it fetches files of a job into the partial folder (raises FetchError), and what helps where it has other bytes."""
+
+    fetch: t.Callable[[Job, t.Sequence[File]], None]
+    remedy: str
+
+
+SOURCES = {
+    "hub": Source(from_hub, "use another source (fleet_hub_endpoint)"),
+    "mirror": Source(from_mirror, "put the revision on the mirror again (fleet_model_mirror)"),
+}
 
 
 def _report(job: Job, total: int, done: threading.Event) -> None:

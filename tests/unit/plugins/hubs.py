@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import http.server
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -68,3 +70,19 @@ def running(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     served = server.HubServer(("127.0.0.1", 0), folder)
     with serving(served):
         yield Hub(served, revision, folder / "manifest.json")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A mirror of plain files, as any web server is one."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def mirror(root: Path, handler: type[Quiet] = Quiet) -> Iterator[str]:
+    """Serve ``root`` as plain files until the block ends; yields its URL."""
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(root)))
+    served.daemon_threads = True
+    with serving(served):
+        yield f"http://127.0.0.1:{served.server_address[1]}"

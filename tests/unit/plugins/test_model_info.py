@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from testbed.hub.repository import write_repository
-from unit.plugins.hubs import ABSENT, FILES, NAME, PRIVATE, TOKEN, WEIGHTS, Hub, running
+from unit.plugins.hubs import ABSENT, FILES, NAME, PRIVATE, TOKEN, WEIGHTS, Hub, mirror, running
 from unit.plugins.support import run_module
 
 STAMP = ".h20-fleet-manifest.json"
@@ -151,3 +151,28 @@ def test_a_hub_in_trouble_half_way_tells_what_it_told(hub: Hub, kind: str) -> No
     hub.served.faults.clear()
     assert f"answers HTTP {kind}" in answer["error"]
     assert (answer["bytes"], answer["config"]) == (SIZES["bytes"], None)
+
+
+def test_a_mirror_is_asked_in_place_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    root = tmp_path / "mirror"
+    place = root / NAME / hub.revision
+    for path, content in FILES.items():
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / path).write_bytes(content)
+    manifest = hub.ask()["manifest"]
+    place.with_name(f"{hub.revision}.manifest.json").write_text(json.dumps(manifest))
+    asked = hub.requests
+    with mirror(root) as url:
+        assert ask_hub(hub, mirror=url) == {"present": False, "source": "mirror", **FOUND}
+        (place / "config.json").write_text("{")
+        broken = ask_hub(hub, mirror=url)
+        (place / "config.json").write_text("1" * 2_000_000)
+        large = ask_hub(hub, mirror=url)
+        absent = ask_hub(hub, mirror=url, revision=ABSENT)
+    assert (
+        broken["error"] == f"{url}/{NAME}/{hub.revision}/config.json is no JSON -> put the revision on the mirror again"
+    )
+    assert "has more than 1,048,576 bytes -> " in large["error"]
+    assert absent["error"].startswith(f"the mirror has no {url}/{NAME}/{ABSENT}.manifest.json (HTTP 404) -> ")
+    assert ask_hub(hub, mirror=url)["error"].startswith(f"the mirror {url} does not answer: ")
+    assert hub.requests == asked

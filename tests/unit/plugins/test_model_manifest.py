@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from testbed.hub import server
-from unit.plugins.hubs import ABSENT, FILES, NAME, PRIVATE, TOKEN, WEIGHTS, Hub, running, serving
+from unit.plugins.hubs import ABSENT, FILES, NAME, PRIVATE, TOKEN, WEIGHTS, Hub, mirror, running, serving
 
 
 @pytest.fixture
@@ -174,3 +174,85 @@ def test_a_server_that_is_no_hub_does_not_answer(hub: Hub, answer: bytes) -> Non
     assert result["failed"]
     assert "does not answer: " in result["msg"]
     assert not hub.path.exists()
+
+
+@pytest.fixture
+def text(hub: Hub) -> str:
+    """The manifest of the revision, which is not on the host any more."""
+    manifest = hub.ask()["manifest"]
+    hub.path.unlink()
+    return json.dumps(manifest)
+
+
+def put(root: Path, revision: str, text: str) -> Path:
+    place = root / f"{NAME}/{revision}.manifest.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(text)
+    return root
+
+
+def test_a_mirror_is_asked_in_place_of_the_hub(hub: Hub, text: str, tmp_path: Path) -> None:
+    asked = hub.requests
+    with mirror(put(tmp_path / "mirror", hub.revision, text)) as url:
+        result = hub.ask(mirror=f"{url}/")
+    assert (result["changed"], result["manifest"]) == (True, json.loads(text))
+    assert json.loads(hub.path.read_text()) == json.loads(text)
+    assert hub.requests == asked
+    assert hub.ask(mirror="http://127.0.0.1:9")["changed"] is False
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("", "is no manifest -> put the revision on the mirror again"),
+        ("[]", "is no manifest -> "),
+        ('{"repo": "org/model", "revision": "x", "files": []}', "is no manifest -> "),
+        ('{"repo": "org/model", "revision": "x", "files": [{"path": "a"}]}', "is no manifest -> "),
+        (
+            '{"repo": "o/n", "revision": "x", "files": [{"path": "a", "size": 1, "algorithm": "sha256", "digest": "d"}]}',
+            f"is the manifest of o/n@x, not of {NAME}@",
+        ),
+    ],
+)
+def test_what_a_mirror_has_in_place_of_the_manifest_is_named(hub: Hub, tmp_path: Path, wrong: str, told: str) -> None:
+    with mirror(put(tmp_path / "mirror", hub.revision, wrong)) as url:
+        result = hub.ask(mirror=url)
+    assert result["failed"]
+    assert f"{url}/{NAME}/{hub.revision}.manifest.json {told}" in result["msg"]
+    assert not hub.path.exists()
+
+
+def test_a_mirror_without_the_revision_or_without_a_server_is_named(hub: Hub, tmp_path: Path) -> None:
+    with mirror(tmp_path) as url:
+        told = hub.ask(mirror=url)["msg"]
+    assert told.startswith(f"the mirror has no {url}/{NAME}/{hub.revision}.manifest.json (HTTP 404) -> ")
+    gone = hub.ask(mirror=url)["msg"]
+    assert gone.startswith(f"the mirror {url} does not answer: ")
+    assert gone.endswith("correct fleet_model_mirror")
+
+
+def test_the_release_brings_its_own_and_nobody_is_asked(hub: Hub, text: str) -> None:
+    asked = hub.requests
+    given: dict[str, Any] = {"content": text, "sha256": hashlib.sha256(text.encode()).hexdigest(), "name": "tiny.json"}
+    assert hub.ask(**given)["manifest"] == json.loads(text)
+    assert hub.ask(**given)["changed"] is False
+    assert hub.requests == asked
+
+
+def test_a_manifest_that_the_release_corrects_replaces_the_kept_one(hub: Hub, text: str) -> None:
+    hub.ask()
+    other = json.loads(text)
+    other["files"][0]["digest"] = "0" * 40
+    corrected = json.dumps(other)
+    result = hub.ask(content=corrected, sha256=hashlib.sha256(corrected.encode()).hexdigest())
+    assert (result["changed"], json.loads(hub.path.read_text())) == (True, other)
+
+
+def test_a_manifest_that_is_not_the_release_s_is_refused_by_name(hub: Hub, text: str) -> None:
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    told = hub.ask(content=text.replace("1", "2", 1), sha256=expected, name="tiny.json")["msg"]
+    assert told.startswith("tiny.json has sha256 ")
+    assert f"the release says {expected} -> restore the file" in told
+    assert not hub.path.exists()
+    foreign = hub.ask(content=text, sha256=expected, name="tiny.json", revision=ABSENT)["msg"]
+    assert foreign.startswith(f"tiny.json is the manifest of {NAME}@{hub.revision}, not of {NAME}@{ABSENT} -> ")

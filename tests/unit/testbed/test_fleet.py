@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
+
 import pytest
 from testbed import SetupError, fleet, hardware
 from unit.testbed.sample import WHERE
@@ -28,8 +30,17 @@ def test_a_file_that_is_no_fleet_is_refused(text: str) -> None:
 
 
 def test_an_unknown_fleet_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(SetupError, match=r"no fleet 'dmo'; there are: demo, hardware, molecule"):
+    with pytest.raises(SetupError, match=r"no fleet 'dmo'; there are: airgap, demo, hardware, molecule"):
         fleet.load("dmo")
+
+
+def test_isolated_hosts_have_addresses_and_a_network_of_their_own() -> None:
+    hosts = "hosts: {a: {hardware: x}, b: {hardware: x, isolated: true}}"
+    parsed = fleet.parse("gap", hosts)
+    where = fleet.addresses(parsed, IPv4Network("172.30.0.0/16"), IPv4Network("172.31.0.0/16"))
+    assert (where["gap-hub"], where["a"], where["b"]) == ("172.30.0.2", "172.30.0.11", "172.31.0.12")
+    assert [parsed.network_of(name) for name in ("gap-hub", "a", "b")] == ["h20-gap", "h20-gap", "h20-gap-isolated"]
+    assert (parsed.has_isolated, fleet.load("demo").has_isolated) == (True, False)
 
 
 def test_addresses_are_fixed_by_the_order_of_the_file() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import replace
 
-from testbed.image import SETUP, Recipe, apt_proxies
+from testbed.image import KERNEL_SIGNATURE, SETUP, Recipe, apt_proxies
 
 PLAIN = Recipe("bookworm", "", "x86_64", (), "6.1.0-1-amd64")
 
@@ -33,9 +33,10 @@ def test_suite_mirror_and_proxy_reach_mmdebstrap() -> None:
 
 
 def test_the_setup_is_a_shell_script() -> None:
-    subprocess.run(["sh", "-n"], input=SETUP, text=True, check=True)
-    hook = next(option for option in PLAIN.command("x") if option.startswith("--customize-hook="))
-    subprocess.run(["sh", "-n"], input=hook.partition("=")[2], text=True, check=True)
+    hooks = [option for option in PLAIN.command("x") if option.startswith("--customize-hook=")]
+    assert len(hooks) == 2
+    for script in (SETUP, KERNEL_SIGNATURE, *(hook.partition("=")[2] for hook in hooks)):
+        subprocess.run(["sh", "-n"], input=script, text=True, check=True)
 
 
 def test_apt_proxy_comes_from_apt_and_else_from_the_variables() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from testbed import LABEL, ROOT, ROOT_LABEL, plans
@@ -25,6 +26,16 @@ def test_a_host_boots_systemd_and_sees_its_hardware() -> None:
     assert f"{parts}/sys:/etc/testbed/sys:ro" in options["volumes"]
     assert f"{parts}/hardware.json:/etc/testbed/hardware.json:ro" in options["volumes"]
     assert "/srv/wheels:/srv/wheels:ro" in options["volumes"]
+
+
+def test_an_isolated_host_shares_nothing_and_knows_no_names() -> None:
+    host = replace(DEMO.hosts[1], isolated=True)
+    volumes = plans.host_plan(DEMO, host, WHERE["h20-02"], "image:tag", ["/srv/wheels"]).options["volumes"]
+    mounted = {volume.split(":")[1]: volume.split(":")[0] for volume in volumes}
+    assert "/var/cache/h20-fleet" not in mounted
+    assert "/srv/wheels" not in mounted
+    lines = Path(mounted["/etc/resolv.conf"]).read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == []
 
 
 def test_services_answer_to_their_names_and_follow_their_program(tmp_path: Path) -> None:
