@@ -276,7 +276,7 @@ def main() -> None:
 MISMATCH = re.compile(r"Hash mismatch for `([^`=]+)==([^`]+)`.*?Computed:\s*(\S+)", re.DOTALL)
 MISSING = re.compile(r"([A-Za-z0-9._-]+) was not found in")
 ABSENT = re.compile(r"there is no version of ([A-Za-z0-9._-]+)==")
-BROKEN = re.compile(r"Failed to (?:download|extract)[^`]*`([^`=]+)==[^`]+`")
+BROKEN = re.compile(r"Failed to (?:download|extract)[^`]*`([^`=]+)==([^`]+)`")
 
 
 def _sources(environment: t.Mapping[str, str], *, no_index: bool) -> str:
@@ -310,7 +310,7 @@ def _failure(stderr: str, wanted: t.Mapping[str, str], sources: str) -> str:
         )
     if (broken := BROKEN.search(stderr)) and "archive" in stderr:
         return (
-            f"the file of {broken[1]} from {sources} is damaged or cut off: {_reason(stderr)}"
+            f"the file of {broken[1]} {broken[2]} from {sources} is damaged or cut off: {_reason(stderr)}"
             " -> replace it at its source (on a mirror, delete it and run the mirror's play again)"
         )
     return (

@@ -218,7 +218,7 @@ AWAY = (
         ),
         (
             CUT_OFF,
-            "the file of baz from http://mirror.test/wheels/ is damaged or cut off: ",
+            "the file of baz 2.1.0+cpu from http://mirror.test/wheels/ is damaged or cut off: ",
             "replace it at its source",
         ),
         (AWAY, "uv could not install the lock from http://mirror.test/wheels/: error: Failed to read", "mend that"),
