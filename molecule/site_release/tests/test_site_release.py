@@ -48,15 +48,6 @@ HALF_WAY = f"{INSTALLS} >/dev/null && ls -d {TORN}/lib/*/*/*.dist-info"
 WAIT_SECONDS = 180
 PAUSE = 0.5
 
-#: Saves the second host the copying and compiling of what does not differ: an unfinished release to go on from.
-SEED = f"""
-cd {RELEASES}
-cp -a demo {NEXT[SECOND]}
-cd {NEXT[SECOND]}
-rm -f release.json requirements.lock served
-grep -rlI {RELEASES}/demo/ bin | xargs sed -i 's|{RELEASES}/demo/|{RELEASES}/{NEXT[SECOND]}/|g'
-"""
-
 #: Files that are not as long as their distribution says, compiled ones aside.
 SHORT_FILES = """
 import csv, pathlib, sys
@@ -244,7 +235,6 @@ def test_build_that_is_cut_off_is_named_and_what_serves_goes_on(cut: Cut, invent
 
 def test_same_command_completes_the_release_beside_the_one_that_serves(inventory: Path) -> None:
     before = [served(host) for host in HOSTS]
-    shell(SECOND, SEED)
     with asking(FIRST) as asked:
         run = play(*build(inventory))
     assert run.rc == 0, run.output
