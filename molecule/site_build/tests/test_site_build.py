@@ -18,6 +18,7 @@ NAME = "demo-source"
 RELEASE = f"/opt/vllm/releases/{NAME}"
 TREE = "/var/lib/h20-fleet/mirror"
 BUILDS = "/var/lib/h20-fleet/build"
+CACHE = "/var/lib/h20-fleet/wheel-cache"
 LOCKS = ROOT / "roles/vllm/files/locks"
 FOLDER = STATE / "source"
 STAGES = "mirror,python_venv,vllm"
@@ -84,7 +85,9 @@ def built() -> t.Iterator[Built]:
         "fleet_mirror": f"http://{address_of(BUILDER)}:8480",
     }
     (FOLDER / "release.json").write_text(json.dumps(variables), encoding="utf-8")
-    (FOLDER / "hosts.yml").write_text(yaml.safe_dump({"mirror": {"hosts": {BUILDER: None}}}), encoding="utf-8")
+    # The hosts of the test bed share the cache of wheels; what comes from the mirror shows where one has its own.
+    groups = {"mirror": {"hosts": {BUILDER: None}}, "h20": {"hosts": {OTHER: {"fleet_wheel_cache": CACHE}}}}
+    (FOLDER / "hosts.yml").write_text(yaml.safe_dump(groups), encoding="utf-8")
     before = serving()
     run = site()
     assert run.rc == 0, run.output
@@ -92,7 +95,7 @@ def built() -> t.Iterator[Built]:
     yield Built(run, before, wheel, shell(BUILDER, f"sha256sum {wheel}").split()[0])
     play("remove", "-i", str(FOLDER / "hosts.yml"), "-e", f"@{FOLDER / 'release.json'}", "--tags", "mirror")
     for name in HOSTS:
-        shell(name, f"rm -rf {RELEASE}")
+        shell(name, f"rm -rf {RELEASE} {CACHE}")
 
 
 @pytest.mark.parametrize("name", HOSTS)
