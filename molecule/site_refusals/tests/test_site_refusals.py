@@ -291,6 +291,6 @@ def test_no_secret_in_the_most_verbose_output() -> None:
         "h20-11", {"vllm_service_api_key": "another-secret"}, "--tags", "vllm_service", "--check", "--diff", "-vvv"
     )
     assert checked.rc == 0, checked.output
-    assert "Write the environment of each instance" in checked.output
+    assert "Write the configuration of each instance, its environment" in checked.output
     assert Api("h20-11").key not in verified.output + checked.output
     assert "another-secret" not in checked.output
