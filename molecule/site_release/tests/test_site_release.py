@@ -217,10 +217,12 @@ def test_build_that_is_cut_off_is_named_and_what_serves_goes_on(cut: Cut, invent
     before = served(FIRST)
     with asking(FIRST) as asked:
         run = cut.happens(inventory)
-    assert run.rc != 0, run.output
     assert [words for words in cut.says if words not in run.words] == [], run.output
-    assert shell(FIRST, f"ls {TORN}/release.json 2>/dev/null || true") == ""
+    # ssh tries again, so that a host which is back soon enough is finished by the same run; complete is what a run says of it and no other.
+    complete = shell(FIRST, f"ls {TORN}/release.json 2>/dev/null || true") != ""
+    assert complete == (run.rc == 0), run.output
     if cut.goes_on:
+        assert not complete
         assert asked.failures == []
         assert asked.answers > 0
         assert served(FIRST) == before
