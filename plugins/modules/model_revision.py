@@ -52,36 +52,17 @@ state:
   type: dict
 """
 
-import json
-import sys
-import typing as t
-
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.h20.fleet.plugins.module_utils import _jobs
 
 #: Share of the missing bytes that must stay free beside them, for the filesystem's own needs.
 MARGIN = 0.05
 GIB = 1024**3
 
 
-def inspect(module: AnsibleModule) -> dict[str, t.Any]:
-    """What the fetch program says of the destination."""
-    rc, out, err = module.run_command([sys.executable, module.params["program"], "inspect", module.params["job"]])
-    if rc != 0:
-        module.fail_json(msg=f"the fetch program could not read {module.params['job']}: {err or out}")
-    state: dict[str, t.Any] = json.loads(out)
-    return state
-
-
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "program": {"type": "path", "required": True},
-            "job": {"type": "path", "required": True},
-            "unit": {"type": "str", "required": True},
-        },
-        supports_check_mode=True,
-    )
-    state = inspect(module)
+    module = AnsibleModule(argument_spec=_jobs.OPTIONS, supports_check_mode=True)
+    state = _jobs.inspect(module)
     if state["complete"] or module.check_mode:
         module.exit_json(changed=not state["complete"], state=state)
     needed = int(state["missing_bytes"] * (1 + MARGIN))
@@ -91,16 +72,13 @@ def main() -> None:
             f" -> free {(needed - state['free_bytes']) / GIB:.2f} GiB, or set fleet_model_root to a larger disk",
             state=state,
         )
-    systemctl = module.get_bin_path("systemctl", required=True)
-    rc = module.run_command([systemctl, "start", module.params["unit"]])[0]
-    if rc != 0:
-        journalctl = module.get_bin_path("journalctl", required=True)
-        journal = module.run_command(
-            [journalctl, "--unit", module.params["unit"], "--lines", "20", "--output", "cat", "--no-pager"]
-        )[1]
-        reasons = [line.removeprefix("error: ") for line in journal.splitlines() if line.startswith("error: ")]
+    failure = _jobs.run(module)
+    if failure:
         module.fail_json(
-            msg=reasons[-1] if reasons else f"{module.params['unit']} failed", journal=journal.splitlines(), state=state
+            msg=failure.reason
+            or f"{module.params['unit']} failed -> journalctl -u {module.params['unit']} has all of it",
+            journal=failure.journal,
+            state=state,
         )
     module.exit_json(changed=True, state=state)
 

@@ -55,53 +55,30 @@ wheel:
   type: dict
 """
 
-import json
-import sys
-import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-
-
-def inspect(module: AnsibleModule) -> dict[str, t.Any]:
-    """What the build program says of the job."""
-    rc, out, err = module.run_command([sys.executable, module.params["program"], "inspect", module.params["job"]])
-    if rc != 0:
-        module.fail_json(msg=f"{module.params['job']}: {(err or out).strip().removeprefix('error: ')}")
-    state: dict[str, t.Any] = json.loads(out)
-    return state
+from ansible_collections.h20.fleet.plugins.module_utils import _jobs
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "program": {"type": "path", "required": True},
-            "job": {"type": "path", "required": True},
-            "unit": {"type": "str", "required": True},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=_jobs.OPTIONS, supports_check_mode=True)
     if module.check_mode and not (Path(module.params["program"]).exists() and Path(module.params["job"]).exists()):
         module.exit_json(changed=True, built=True, wheel=None)
-    state = inspect(module)
+    state = _jobs.inspect(module)
     if state["complete"] or module.check_mode:
         module.exit_json(changed=not state["complete"], built=state["to_build"], wheel=state["wheel"])
     if state["obstacles"]:
         module.fail_json(msg="; ".join(state["obstacles"]))
-    systemctl = module.get_bin_path("systemctl", required=True)
-    journalctl = module.get_bin_path("journalctl", required=True)
-    module.run_command([systemctl, "daemon-reload"], check_rc=True)
     unit = module.params["unit"]
-    if module.run_command([systemctl, "start", unit])[0] != 0:
-        show = [journalctl, "--unit", unit, "--lines", "40", "--output", "cat", "--no-pager"]
-        journal = module.run_command(show)[1].splitlines()
-        reasons = [line.removeprefix("error: ") for line in journal if line.startswith("error: ")]
+    failure = _jobs.run(module)
+    if failure:
         module.fail_json(
-            msg=f"{unit}: {reasons[-1] if reasons else 'it was killed, of memory where the journal says so'}"
+            msg=f"{unit}: {failure.reason or 'it was killed, of memory where the journal says so'}"
             f" -> journalctl -u {unit} has all of it; the same command builds again",
-            journal=journal,
+            journal=failure.journal,
         )
-    after = inspect(module)
+    after = _jobs.inspect(module)
     if not after["complete"]:
         module.fail_json(msg=f"{unit} ended and the wheel is not there -> journalctl -u {unit}")
     module.exit_json(changed=True, built=state["to_build"], wheel=after["wheel"])

@@ -259,8 +259,8 @@ def run_revision(state: dict[str, Any] | str, folder: Path, *, check: bool = Fal
         (True, 0, False, False, []),
         (True, 0, True, False, []),
         (False, 1000, True, True, []),
-        (False, 1000, False, True, ["start model-fetch@deepseek.service"]),
-        (False, 0, False, True, ["start model-fetch@deepseek.service"]),
+        (False, 1000, False, True, ["daemon-reload", "start model-fetch@deepseek.service"]),
+        (False, 0, False, True, ["daemon-reload", "start model-fetch@deepseek.service"]),
     ],
 )
 def test_a_revision_is_fetched_only_where_it_is_not_complete(
@@ -285,7 +285,10 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(systemd: Syst
     ("journal", "told"),
     [
         ("x\nerror: first\nerror: the hub is gone -> wait\nStopped.\n", "the hub is gone -> wait"),
-        ("x\n", "model-fetch@deepseek.service failed"),
+        (
+            "x\n",
+            "model-fetch@deepseek.service failed -> journalctl -u model-fetch@deepseek.service has all of it",
+        ),
     ],
 )
 def test_a_fetch_that_fails_is_told_in_its_own_words(systemd: Systemd, tmp_path: Path, journal: str, told: str) -> None:
@@ -298,7 +301,4 @@ def test_a_fetch_that_fails_is_told_in_its_own_words(systemd: Systemd, tmp_path:
 
 @pytest.mark.usefixtures("systemd")
 def test_a_job_that_cannot_be_read_is_an_answer(tmp_path: Path) -> None:
-    assert (
-        run_revision("error: no manifest", tmp_path)["msg"]
-        == "the fetch program could not read /job: error: no manifest\n"
-    )
+    assert run_revision("error: no manifest", tmp_path)["msg"] == "/job: no manifest"
