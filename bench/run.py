@@ -10,20 +10,20 @@ import argparse
 import os
 import sys
 
-from bench import release_install
+from bench import hashing, release_install
 from bench.figures import ROOT, BenchError, Figure, keep, play, table
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
-    parser.add_argument(
-        "what", nargs="?", default="site", choices=["site", "release"], help="release takes half an hour"
-    )
+    choices = ["site", "release", "hashing"]
+    parser.add_argument("what", nargs="?", default="site", choices=choices, help="release takes half an hour")
     parser.add_argument("--hosts", type=int, default=16, help="for how many hosts a release is installed")
     options = parser.parse_args()
     os.chdir(ROOT)
+    measures = {"site": site, "release": lambda: release_install.measure(options.hosts), "hashing": hashing.measure}
     try:
-        figures = site() if options.what == "site" else release_install.measure(options.hosts)
+        figures = measures[options.what]()
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -57,7 +57,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "packages": [name for names in arguments["packages"].values() for name in names],
                 "uv": arguments["uv"],
                 "venv": arguments["venv_path"],
-                "model": arguments["model"],
             },
             task_vars=variables,
         )
@@ -67,7 +66,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         wanted = {key: arguments[key] for key in ("release", "definition", "packages", "held")} | {
             "files": {file.path: {"stage": file.stage, **self._digest(file, variables, facts)} for file in files}
         }
-        read = {key: arguments[key] for key in ("gpu", "driver", "venv", "kernel", "instances")}
+        read = {key: arguments[key] for key in ("gpu", "driver", "venv", "kernel", "revision", "instances")}
         different = _drift.differences(wanted, found | read)
         name = variables["inventory_hostname"]
         self._display.display(_drift.report(name, arguments["release"], different))
@@ -81,7 +80,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "release": arguments["release"],
                 "drift": bool(different),
                 "differences": entries,
-                "compared": {"files": [file.path for file in files], "packages": arguments["packages"]},
+                "compared": {
+                    "files": [file.path for file in files] + list(arguments["revision"]["files"]),
+                    "packages": arguments["packages"],
+                },
             },
         )
         result.update(

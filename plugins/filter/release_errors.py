@@ -28,6 +28,10 @@ options:
     description: Oldest driver that runs the release's CUDA; empty where its major is not known.
     type: str
     default: ""
+  signers:
+    description: Who may sign the manifest of the model, as the text of an allowed signers file; empty asks for no signature.
+    type: str
+    default: ""
   instances:
     description: The replicas of a host, which share it.
     type: list
@@ -62,7 +66,8 @@ import re
 import typing as t
 from pathlib import Path
 
-from ansible_collections.h20.fleet.plugins.module_utils import _locks
+from ansible_collections.h20.fleet.plugins.module_utils import _hub, _locks, _signatures
+from ansible_collections.h20.fleet.plugins.module_utils._weights.manifest import ManifestError
 
 # Requires-Python of vLLM's wheels: from this version on, the oldest Python and the first that is too new.
 PYTHONS = (((0, 32), "3.11", "3.15"), ((0, 20), "3.10", "3.15"), ((0,), "3.10", "3.14"))
@@ -76,6 +81,7 @@ def release_errors(
     manifests: str,
     minimum_driver: str = "",
     instances: t.Sequence[dict[str, t.Any]] = (),
+    signers: str = "",
     recorded: bool = False,
 ) -> list[str]:
     """A sentence for each contradiction; see DOCUMENTATION."""
@@ -83,7 +89,8 @@ def release_errors(
     if not errors:
         errors += [*_versions(release, minimum_driver), *_hashes(release), *_source(release["vllm"])]
     if not errors and not recorded:
-        errors += [*_lock_file(release, Path(folder)), *_other_files(release, Path(folder), Path(manifests))]
+        errors += [*_lock_file(release, Path(folder)), *_build_lock(release, Path(folder))]
+        errors += _manifest(release["model"], Path(manifests), signers)
     return errors + list(_instances(instances))
 
 
@@ -169,12 +176,37 @@ def _lock_file(release: dict[str, t.Any], folder: Path) -> t.Iterator[str]:
         yield f"vllm.locks {python}: {path.name} {reason}"
 
 
-def _other_files(release: dict[str, t.Any], locks: Path, manifests: Path) -> t.Iterator[str]:
-    build_lock = (release["vllm"].get("source") or {}).get("build_lock")
-    manifest = release["model"].get("manifest")
-    for name, file, folder in (("vllm.source.build_lock", build_lock, locks), ("model.manifest", manifest, manifests)):
-        if file and (error := _file_error(name, folder / file["file"], file["sha256"])):
-            yield error
+def _build_lock(release: dict[str, t.Any], folder: Path) -> t.Iterator[str]:
+    lock = (release["vllm"].get("source") or {}).get("build_lock")
+    if lock and (error := _file_error("vllm.source.build_lock", folder / lock["file"], lock["sha256"])):
+        yield error
+
+
+def _manifest(model: dict[str, t.Any], folder: Path, signers: str) -> t.Iterator[str]:
+    """What is wrong with the manifest that the release brings, or that it brings none though it has to be a signed one."""
+    given = model.get("manifest")
+    if not given:
+        if signers.strip():
+            yield (
+                "model.manifest is missing, and fleet_model_signers asks for a signed one"
+                " -> make, review and sign it (playbook manifest), and paste the lines that it prints"
+            )
+        return
+    path = folder / given["file"]
+    if error := _file_error("model.manifest", path, given["sha256"]):
+        yield error
+        return
+    text = path.read_bytes().decode(errors="replace")
+    try:
+        _hub.parse_manifest(text, model["repo"], model["revision"])
+    except ManifestError as error:
+        yield f"model.manifest: {path} {error} -> name the manifest of this revision, or make it (playbook manifest)"
+    if signers.strip():
+        signature = _signatures.read_signature(folder / given["signature"]) if given.get("signature") else ""
+        try:
+            _signatures.model_signer(str(path), text, signature, signers)
+        except _signatures.SignatureError as error:
+            yield f"model.manifest: {error}"
 
 
 def _file_error(name: str, path: Path, sha256: str) -> str:

@@ -34,8 +34,8 @@ def differences(wanted: Facts, found: Facts) -> list[Difference]:
     """All differences, in the order of the road.
 
     ``wanted``: release (name), definition, files (path to stage and sha256, null where there should be none), packages (stage to names), held (names).
-    ``found``: what drift_info returned, beside gpu (gpu_info), driver (driver_plan), venv (venv_packages), kernel (kernel_settings) and
-    instances (vllm_instance), the last three in check mode.
+    ``found``: what drift_info returned, beside gpu (gpu_info), driver (driver_plan), venv (venv_packages), kernel (kernel_settings), revision
+    (model_revision) and instances (vllm_instance), the last four in check mode.
     """
     return [
         *_driver(wanted, found),
@@ -43,7 +43,7 @@ def differences(wanted: Facts, found: Facts) -> list[Difference]:
         *_packages(wanted, found),
         *_release(wanted, found),
         *_venv(found["venv"]),
-        *(Difference("MODEL", f"{path} is not what was proved", "model") for path in found["model"]),
+        *_revision(found["revision"]),
         *_files(wanted, found),
         *_settings(found["kernel"]),
         *_services(found),
@@ -152,22 +152,43 @@ def _venv(venv: Facts) -> t.Iterator[Difference]:
         yield Difference("VENV", "there is no lock to compare the environment with", "vllm")
 
 
+def _revision(revision: Facts) -> t.Iterator[Difference]:
+    """What model_revision would fetch or write."""
+    for path in revision["altered"]:
+        yield Difference("MODEL", f"{path} is not what was proved", "model")
+    for path, file in revision["files"].items():
+        if file["state"] == "absent":
+            yield _absent(path, "model")
+        elif file["state"] == "strange":
+            yield _strange(path, "model", file["changed"])
+        elif file["state"] != "same":
+            yield _other(path, "model", file["changed"])
+
+
 def _files(wanted: Facts, found: Facts) -> t.Iterator[Difference]:
     for path, entry in wanted["files"].items():
         there, stage = found["files"].get(path), entry["stage"]
         if entry.get("error"):
             yield Difference("FILE", f"what {path} should hold cannot be told: {entry['error']}", stage)
         elif there is None and entry["sha256"] is not None:
-            yield Difference("FILE", f"{path} is not there", stage)
+            yield _absent(path, stage)
         elif there is not None and entry["sha256"] is None:
-            yield Difference("FILE", f"{path} should not be there (since {there['changed']})", stage)
+            yield _strange(path, stage, there["changed"])
         elif there is not None and there["sha256"] != entry["sha256"]:
-            yield Difference(
-                "FILE",
-                f"{path} is not what the stage writes (changed {there['changed']})",
-                stage,
-                f"--tags {stage}, or move the change into the inventory",
-            )
+            yield _other(path, stage, there["changed"])
+
+
+def _absent(path: str, stage: str) -> Difference:
+    return Difference("FILE", f"{path} is not there", stage)
+
+
+def _strange(path: str, stage: str, changed: str) -> Difference:
+    return Difference("FILE", f"{path} should not be there (since {changed})", stage)
+
+
+def _other(path: str, stage: str, changed: str) -> Difference:
+    remedy = f"--tags {stage}, or move the change into the inventory"
+    return Difference("FILE", f"{path} is not what the stage writes (changed {changed})", stage, remedy)
 
 
 def _settings(kernel: Facts) -> t.Iterator[Difference]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import typing as t
 
@@ -39,12 +40,20 @@ def inspect(module: AnsibleModule) -> dict[str, t.Any]:
 def run(module: AnsibleModule) -> Failure | None:
     """Start the unit, or join it where it runs already, and wait for its end; None where it ended well."""
     systemctl = module.get_bin_path("systemctl", required=True)
-    journalctl = module.get_bin_path("journalctl", required=True)
     module.run_command([systemctl, "daemon-reload"], check_rc=True)
     unit = module.params["unit"]
     if module.run_command([systemctl, "start", unit])[0] == 0:
         return None
-    show = [journalctl, "--unit", unit, "--lines", JOURNAL_LINES, "--output", "cat", "--no-pager"]
+    return failure(module, unit)
+
+
+def failure(module: AnsibleModule, unit: str) -> Failure:
+    """What the journal says of the last run of a unit; of all its runs where systemd does not know the last any more."""
+    systemctl = module.get_bin_path("systemctl", required=True)
+    journalctl = module.get_bin_path("journalctl", required=True)
+    run_id = module.run_command([systemctl, "show", "--property=InvocationID", "--value", unit])[1].strip()
+    which = [f"_SYSTEMD_INVOCATION_ID={run_id}"] if re.fullmatch("[0-9a-f]{32}", run_id) else ["--unit", unit]
+    show = [journalctl, "--lines", JOURNAL_LINES, "--output", "cat", "--no-pager", *which]
     journal = module.run_command(show)[1].splitlines()
     reasons = [line.removeprefix("error: ") for line in journal if line.startswith("error: ")]
     return Failure(reasons[-1] if reasons else "", journal)

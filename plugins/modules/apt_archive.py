@@ -46,6 +46,10 @@ options:
         description: Whether recommended packages come too.
         type: bool
         default: false
+      optional:
+        description: Whether packages that no archive has are left out.
+        type: bool
+        default: false
   sources:
     description: Files of sources beside the host's own. A source of the host for the same repository gives way to them.
     type: list
@@ -291,6 +295,11 @@ class Apt:
 
     def closure(self, request: dict[str, t.Any]) -> list[str]:
         """Addresses of all packages that a host without any needs for a request."""
+        packages = request["packages"]
+        if request["optional"]:
+            packages = [name for name in packages if parse_madison(self.run("madison", name))]
+        if not packages:
+            return []
         return parse_uris(
             self.run(
                 "install",
@@ -298,7 +307,7 @@ class Apt:
                 "--quiet=2",
                 "--yes",
                 f"--option=APT::Install-Recommends={'true' if request['recommends'] else 'false'}",
-                *map(self.exact, request["packages"]),
+                *map(self.exact, packages),
             )
         )
 
@@ -527,6 +536,7 @@ def main() -> None:
                 "options": {
                     "packages": {"type": "list", "elements": "str", "required": True},
                     "recommends": {"type": "bool", "default": False},
+                    "optional": {"type": "bool", "default": False},
                 },
             },
             "sources": {"type": "list", "elements": "path", "default": []},

@@ -95,13 +95,11 @@ facts:
 import datetime
 import json
 import os
-import re
-import tempfile
 import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.h20.fleet.plugins.module_utils import _bundle
+from ansible_collections.h20.fleet.plugins.module_utils import _bundle, _signatures
 
 NAMESPACE = "h20-fleet-bundle"
 MANIFEST = "manifest.json"
@@ -152,86 +150,29 @@ def hashed(files: t.Mapping[str, Path], stamp: Path, *, full: bool, keep: bool) 
     return found
 
 
-class Keygen:
-    """ssh-keygen."""
+def keygen_of(module: AnsibleModule) -> _signatures.Keygen:
+    """ssh-keygen for signatures of bundles."""
+    return _signatures.Keygen(NAMESPACE, module.get_bin_path("ssh-keygen", required=True))
 
-    def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-        self.program = module.get_bin_path("ssh-keygen", required=True)
 
-    def run(self, *arguments: str, data: str = "") -> tuple[int, str]:
-        try:
-            status, out, err = self.module.run_command(
-                [self.program, *arguments],
-                data=data,
-                binary_data=True,
-                environ_update={"LC_ALL": "C"},
-                handle_exceptions=False,
-            )
-        except BrokenPipeError:  # it refused a signature before it had read what was signed
-            return 255, "it did not read on"
-        return status, (out + err).strip()
-
-    def fingerprint(self, key: str) -> str:
-        """Fingerprint of a private key; BundleError where it cannot sign."""
-        status, public = self.run("-y", "-P", "", "-f", key)
-        if status:
-            raise BundleError(
-                f"{key} cannot sign: {public} -> make a key without a passphrase: ssh-keygen -t ed25519 -N '' -C fleet -f {key}"
-            )
-        status, told = self.run("-l", "-f", "-", data=f"{public}\n")
-        return told.split()[1] if status == 0 else ""
-
-    def signed_by(self, manifest: Path, signature: Path) -> str:
-        """Fingerprint of the key that signed the manifest, "" where nobody did."""
-        if not (manifest.is_file() and signature.is_file()):
-            return ""
-        status, told = self.run(
-            *("-Y", "check-novalidate", "-n", NAMESPACE, "-s", str(signature)),
-            data=manifest.read_text(encoding="utf-8"),
-        )
-        found = re.search(r"SHA256:\S+", told)
-        return found[0] if status == 0 and found else ""
-
-    def sign(self, key: str, manifest: Path, signature: Path) -> None:
-        """Sign the manifest; the signature appears whole."""
-        signature.unlink(missing_ok=True)
-        status, told = self.run("-Y", "sign", "-f", key, "-n", NAMESPACE, str(manifest))
-        if status:
-            raise BundleError(f"ssh-keygen did not sign {manifest} with {key}: {told} -> see whether the key is whole")
-        signature.chmod(0o644)
-
-    def trouble(self, manifest: Path, signature: Path, signers: str) -> tuple[str, str]:
-        """Who signed the manifest, and what is wrong with that."""
-        if not signature.is_file():
-            return "", f"SIGNATURE: {SIGNATURE} is missing -> {CARRY}; an unsigned bundle is not to be trusted"
-        fingerprint = self.signed_by(manifest, signature)
-        if not fingerprint:
-            return (
-                "",
-                f"SIGNATURE: {SIGNATURE} is not one of {MANIFEST} as it is: one of the two was changed -> {CARRY}",
-            )
-        with tempfile.TemporaryDirectory() as folder:
-            allowed = Path(folder) / "signers"
-            allowed.write_text(f"{signers.strip()}\n", encoding="utf-8")
-            status, told = self.run("-Y", "find-principals", "-s", str(signature), "-f", str(allowed))
-            principal = told.splitlines()[0] if status == 0 and told else ""
-            if principal:
-                status, told = self.run(
-                    *("-Y", "verify", "-n", NAMESPACE, "-f", str(allowed), "-I", principal, "-s", str(signature)),
-                    data=manifest.read_text(encoding="utf-8"),
-                )
-        if principal and status == 0:
-            return principal, ""
+def trouble(keygen: _signatures.Keygen, manifest: Path, signature: Path, signers: str) -> tuple[str, str]:
+    """Who signed the manifest, and what is wrong with that."""
+    if not signature.is_file():
+        return "", f"SIGNATURE: {SIGNATURE} is missing -> {CARRY}; an unsigned bundle is not to be trusted"
+    try:
+        return keygen.known_signer(manifest.read_text(encoding="utf-8"), signature, signers), ""
+    except _signatures.UnsignedError:
+        return "", f"SIGNATURE: {SIGNATURE} is not one of {MANIFEST} as it is: one of the two was changed -> {CARRY}"
+    except _signatures.UnknownSignerError as error:
         return "", (
-            f"SIGNER: {MANIFEST} was signed by the key {fingerprint}, which is none of the known signers for {NAMESPACE}"
+            f"SIGNER: {MANIFEST} was signed by the key {error.fingerprint}, which is none of the known signers for {NAMESPACE}"
             " -> use a bundle of a known signer, or add its public key to the variable of the signers once you know whose it is"
         )
 
 
 def written(module: AnsibleModule) -> dict[str, t.Any]:
     """Write and sign the manifest where it is not that of the folder; returns what the module tells."""
-    root, keygen = Path(module.params["path"]), Keygen(module)
+    root, keygen = Path(module.params["path"]), keygen_of(module)
     if not module.params["signing_key"]:
         raise BundleError("no key to sign with -> make one: ssh-keygen -t ed25519 -N '' -C fleet -f KEY, and name it")
     fingerprint = keygen.fingerprint(module.params["signing_key"])
@@ -245,12 +186,12 @@ def written(module: AnsibleModule) -> dict[str, t.Any]:
     wanted = {**module.params["facts"], "files": listed}
     before = read(manifest)
     same = before is not None and {key: value for key, value in before.items() if key != "created"} == wanted
-    changed = not same or keygen.signed_by(manifest, signature) != fingerprint
+    changed = not same or keygen.signed_by(manifest.read_text(encoding="utf-8"), signature) != fingerprint
     if changed and not module.check_mode:
         signature.unlink(missing_ok=True)
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         _bundle.write(manifest, json.dumps({"created": now, **wanted}, indent=1) + "\n")
-        keygen.sign(module.params["signing_key"], manifest, signature)
+        keygen.sign(module.params["signing_key"], manifest)
     return {
         "changed": changed,
         "files": len(listed),
@@ -303,14 +244,14 @@ def differences(
 
 def proved(module: AnsibleModule) -> dict[str, t.Any]:
     """Prove the folder, or raise BundleError; returns what the module tells."""
-    root, keygen = Path(module.params["path"]), Keygen(module)
+    root, keygen = Path(module.params["path"]), keygen_of(module)
     manifest, signature = root / MANIFEST, root / SIGNATURE
     if not manifest.is_file():
         raise BundleError(
             f"{root} is no bundle: {MANIFEST} is missing -> carry the whole folder over, or correct its path"
         )
-    signer, trouble = keygen.trouble(manifest, signature, module.params["signers"])
-    lines = [trouble] if trouble else []
+    signer, reason = trouble(keygen, manifest, signature, module.params["signers"])
+    lines = [reason] if reason else []
     content = read(manifest)
     if content is None:
         raise BundleError("\n".join([*lines, f"{root / MANIFEST} is no manifest of a bundle -> {CARRY}"]))
@@ -344,7 +285,7 @@ def main() -> None:
     )
     try:
         answer = written(module) if module.params["state"] == "written" else proved(module)
-    except (BundleError, OSError) as error:
+    except (BundleError, _signatures.SignatureError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**answer)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: drift_info
-short_description: Read files, packages, kernels, releases and the model's stamp of a host in one round trip
+short_description: Read files, packages, kernels and releases of a host in one round trip
 version_added: 1.0.0
 description:
   - Reads what no other module of the collection returns, for M(h20.fleet.drift_report) to compare. Contents of files stay on the host, their digests leave it.
@@ -29,10 +29,6 @@ options:
     default: ""
   venv:
     description: Environment whose interpreter's version is read; empty reads none.
-    type: path
-    default: ""
-  model:
-    description: Folder of a proved revision; empty looks at none.
     type: path
     default: ""
   root:
@@ -87,15 +83,9 @@ python:
   description: Version of the environment's interpreter; empty where there is none.
   returned: always
   type: str
-model:
-  description: Files of the revision that are not what was proved, or its folder where it has no stamp.
-  returned: always
-  type: list
-  elements: str
 """
 
 import hashlib
-import json
 import re
 import typing as t
 from datetime import datetime, timezone
@@ -104,9 +94,6 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.sys_info import get_distribution, get_distribution_version
 from ansible_collections.h20.fleet.plugins.module_utils import _dpkg, _programs, _releases
-
-#: Written by the fetch program beside a revision that it has proved: digest, inode, size and modification time (ns) of every file.
-STAMP = ".h20-fleet-manifest.json"
 
 
 def digest(path: Path) -> dict[str, str] | None:
@@ -146,25 +133,6 @@ def _parts(name: str) -> list[str]:
     return re.findall(r"\d+|[a-z]+", name)
 
 
-def unproved(folder: Path) -> list[str]:
-    """Files of a revision that are not as its stamp says, by inode, size and time; the folder itself where there is no stamp to read."""
-    try:
-        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8")).items()
-        proved = {path: tuple(entry[1:]) for path, entry in stamp}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return [str(folder)]
-    return [str(folder / path) for path, entry in proved.items() if identity(folder / path) != entry]
-
-
-def identity(path: Path) -> tuple[int, int, int] | None:
-    """Inode, size and modification time (ns) of a file; None where it is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
 def python_version(venv: Path) -> str:
     """What pyvenv.cfg says of the interpreter, "" where there is none."""
     try:
@@ -192,7 +160,6 @@ def main() -> None:
             "packages": {"type": "list", "elements": "str", "default": []},
             "uv": {"type": "path", "default": ""},
             "venv": {"type": "path", "default": ""},
-            "model": {"type": "path", "default": ""},
             "root": {"type": "path", "default": _releases.ROOT},
         },
         supports_check_mode=True,
@@ -211,7 +178,6 @@ def main() -> None:
         current=_releases.pointed(root, _releases.CURRENT),
         uv=uv[1] if len(uv) > 1 else "",
         python=python_version(Path(params["venv"])) if params["venv"] else "",
-        model=unproved(Path(params["model"])) if params["model"] else [],
     )
 
 

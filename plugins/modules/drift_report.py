@@ -48,9 +48,9 @@ options:
     description: The release's environment on the host.
     type: str
     required: true
-  model:
-    description: Folder of the model's revision on the host.
-    type: str
+  revision:
+    description: What M(h20.fleet.model_revision) returned in check mode.
+    type: dict
     required: true
   gpu:
     description: What M(h20.fleet.gpu_info) returned.
@@ -97,7 +97,7 @@ EXAMPLES = r"""
       - {stage: nccl, path: /etc/nccl.conf, content: "NCCL_DEBUG=WARN\n"}
     uv: "{{ release_uv }}"
     venv_path: "{{ release_venv }}"
-    model: "{{ release_model_path }}"
+    revision: "{{ revision }}"
     gpu: "{{ gpu }}"
     driver: "{{ gpu | h20.fleet.driver_plan(release_definition, {'replace': false, 'secure_boot_enrolled': false, 'kernel': 'hold'}) }}"
     venv: "{{ venv }}"

@@ -7,25 +7,48 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: model_info
-short_description: Read config.json and size of one pinned revision of a model, from disk, from a mirror or from the hub
+short_description: Read config.json and size of one pinned revision of a model, from disk or from the sources of the site
 version_added: 1.0.0
 description:
   - Reads the revision on the host where it is complete, and asks nobody then.
-  - Else asks the mirror, or a Hugging Face compatible hub, for its files and its C(config.json).
-  - What the mirror or hub refuses does not fail the task but is told in C(error), so that it can be judged with other findings.
+  - Else asks the sources for its files and its C(config.json).
+  - What they refuse does not fail the task but is told in C(error), so that it can be judged with other findings.
 options:
   path:
     description: Folder of the revision on the host, as M(h20.fleet.model_revision) leaves it; empty looks at no disk.
     type: path
     default: ""
-  endpoint:
-    description: Root URL of the hub; empty asks no hub.
-    type: str
-    default: ""
-  mirror:
-    description: Root URL of a mirror of plain files, asked in place of the hub; empty asks the hub.
-    type: str
-    default: ""
+  jobs:
+    description: Folder of the jobs of M(h20.fleet.model_revision), one of which says where the stamp of a revision on a shared filesystem lies.
+    type: path
+    default: /etc/h20-fleet/models
+  sources:
+    description:
+      - Sources of the site, asked in this order; the first that can tell is believed. Empty asks nobody.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      kind:
+        description:
+          - V(hub) is a Hugging Face compatible hub, V(modelscope) is ModelScope, V(http) a mirror of plain files, V(s3) a bucket that anybody may read,
+            V(path) a folder of this host.
+          - The last three are laid out C(<repo>/<revision>/), with C(<repo>/<revision>.manifest.json) beside it.
+        type: str
+        required: true
+        choices: [hub, modelscope, http, s3, path]
+      url:
+        description: Root of the source; of V(s3) the endpoint with the bucket, of V(path) the folder.
+        type: str
+        required: true
+      revision:
+        description: What ModelScope calls the revision, C(master) where it is empty.
+        type: str
+        default: ""
+      region:
+        description: Region of the bucket; it needs none to be read without a key.
+        type: str
+        default: ""
   repo:
     description: Repository of the model on the hub.
     type: str
@@ -35,7 +58,11 @@ options:
     type: str
     default: ""
   token:
-    description: Access token for a gated repository; empty asks without one.
+    description: Access token for a gated repository of a hub; empty asks without one.
+    type: str
+    default: ""
+  modelscope_token:
+    description: Access token for ModelScope; empty asks without one.
     type: str
     default: ""
   ca_certificates:
@@ -43,7 +70,7 @@ options:
     type: str
     default: ""
   timeout:
-    description: Seconds to wait for each answer of the hub.
+    description: Seconds to wait for each answer of a source.
     type: int
     default: 30
 extends_documentation_fragment: [h20.fleet.attributes.read_only]
@@ -55,7 +82,8 @@ EXAMPLES = r"""
 - name: Know the model
   h20.fleet.model_info:
     path: /data/models/deepseek-ai/DeepSeek-V3-0324/e9b33add76883f293d6bf61f6bd89b497e80e335
-    endpoint: https://huggingface.co
+    sources:
+      - {kind: hub, url: https://huggingface.co}
     repo: deepseek-ai/DeepSeek-V3-0324
     revision: e9b33add76883f293d6bf61f6bd89b497e80e335
   register: model
@@ -79,7 +107,7 @@ weight_bytes:
   returned: always
   type: int
 source:
-  description: Where the answer comes from, V(disk), V(mirror) or V(hub); empty where there is none.
+  description: Where the answer comes from, V(disk) or the kind of the source; empty where there is none.
   returned: always
   type: str
 error:
@@ -94,18 +122,32 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.h20.fleet.plugins.module_utils import _hub
+from ansible_collections.h20.fleet.plugins.module_utils._weights.job import Job, JobError
 
-#: Written by the fetch program beside a revision that it has proved: digest, inode, size and modification time of every file.
+#: Written by the fetch program beside a revision that it has proved: digest, inode, size and modification time of every file. Not on a filesystem that
+#: hosts share, where each keeps one of its own.
 STAMP = ".h20-fleet-manifest.json"
 CONFIG = "config.json"
 #: A config.json has some kilobytes; what is larger is something else.
 CONFIG_LIMIT = 1024**2
 
 
-def stamped_sizes(folder: Path) -> dict[str, int] | None:
+def stamp_of(folder: Path, jobs: Path) -> Path:
+    """Where the stamp of the revision lies: where its job says, beside the files where there is none."""
+    for path in sorted(jobs.glob("*.job.json")):
+        try:
+            job = Job.load(path)
+        except (OSError, JobError):  # of another version of the collection; the stage writes it anew
+            continue
+        if job.destination == folder:
+            return job.stamp
+    return folder / STAMP
+
+
+def stamped_sizes(folder: Path, jobs: Path) -> dict[str, int] | None:
     """Size of each file of a revision that is complete, by path; None where it is not, judged by its stamp as the fetch program does."""
     try:
-        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        stamp = json.loads(stamp_of(folder, jobs).read_text(encoding="utf-8"))
         for path, (_digest, *proved) in stamp.items():
             found = (folder / path).stat()
             if proved != [found.st_ino, found.st_size, found.st_mtime_ns]:
@@ -133,19 +175,29 @@ def read_disk(folder: Path, files: dict[str, int]) -> dict[str, t.Any]:
         }
 
 
-def read_source(params: dict[str, t.Any]) -> dict[str, t.Any]:
-    """What the mirror or the hub tells; ``error`` says what it refuses."""
-    answer: dict[str, t.Any] = {}
+def read_sources(params: dict[str, t.Any]) -> dict[str, t.Any]:
+    """What the first source tells that can; else what one told in part, and ``error`` with what all of them refuse."""
+    answers = []
+    with _hub.trusting(params["ca_certificates"]) as ca_path:
+        for source in _hub.sources_of(params, ca_path):
+            answers.append(read_source(source))
+            if not answers[-1]["error"]:
+                return answers[-1]
+    error = _hub.HubError.of([answer["error"] for answer in answers])
+    return max(answers, key=len) | {"error": str(error)}
+
+
+def read_source(source: _hub.Source) -> dict[str, t.Any]:
+    """What one source tells; ``error`` says what it refuses."""
+    answer: dict[str, t.Any] = {"error": ""}
     try:
-        with _hub.trusting(params["ca_certificates"]) as ca_path:
-            source = _hub.source_of(params, ca_path)
-            files = {file["path"]: file["size"] for file in source.manifest()["files"]}
-            answer = {"source": "mirror" if params["mirror"] else "hub", **sizes(files)}
-            if CONFIG not in files:
-                return answer | {
-                    "error": f"{params['repo']} has no {CONFIG} at {params['revision']} -> correct the release's model"
-                }
-            return answer | read_config(source.document(CONFIG, CONFIG_LIMIT), f"{CONFIG} of {params['repo']}")
+        files = {file.path: file.size for file in source.manifest().files}
+        answer |= {"source": source.kind, **sizes(files)}
+        if CONFIG not in files:
+            return answer | {
+                "error": f"{source.repo} has no {CONFIG} at {source.revision} -> correct the release's model"
+            }
+        return answer | read_config(source.document(CONFIG, CONFIG_LIMIT), f"{CONFIG} of {source.repo}")
     except _hub.HubError as error:
         return answer | {"error": str(error)}
 
@@ -160,10 +212,10 @@ def read_config(content: t.Any, name: str) -> dict[str, t.Any]:
 def describe(params: dict[str, t.Any]) -> dict[str, t.Any]:
     """The answer of the module, less what is not known."""
     folder = Path(params["path"]) if params["path"] else None
-    files = stamped_sizes(folder) if folder else None
+    files = stamped_sizes(folder, Path(params["jobs"])) if folder else None
     if folder and files is not None:
         return read_disk(folder, files)
-    if not params["endpoint"] and not params["mirror"]:
+    if not params["sources"]:
         return {
             "error": f"{params['path'] or 'the revision'} is not complete on this host -> run the stage: --tags model"
         }
@@ -171,20 +223,17 @@ def describe(params: dict[str, t.Any]) -> dict[str, t.Any]:
         return {
             "error": f"{params['revision']!r} is no full commit (40 hexadecimal digits) -> pin one as the release's model.revision"
         }
-    return read_source(params)
+    return read_sources(params)
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "default": ""},
-            "endpoint": {"type": "str", "default": ""},
-            "mirror": {"type": "str", "default": ""},
+            "jobs": {"type": "path", "default": "/etc/h20-fleet/models"},
             "repo": {"type": "str", "default": ""},
             "revision": {"type": "str", "default": ""},
-            "token": {"type": "str", "default": "", "no_log": True},
-            "ca_certificates": {"type": "str", "default": ""},
-            "timeout": {"type": "int", "default": 30},
+            **_hub.OPTIONS,
         },
         supports_check_mode=True,
     )

@@ -13,7 +13,7 @@ import yaml
 from testbed import LABEL, ROOT, ROOT_LABEL, STATE, SetupError
 
 FLEETS = Path(__file__).parent / "fleets"
-SERVICE_NAMES = ("hub.test", "mirror.test")
+SERVICE_NAMES = ("hub.test", "cdn.hub.test", "mirror.test")
 
 
 @dataclass(frozen=True)

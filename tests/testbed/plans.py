@@ -73,19 +73,13 @@ def host_plan(fleet: Fleet, host: Host, address: str, reference: str, folders: S
 
 
 def service_plans(fleet: Fleet, where: Mapping[str, str], reference: str) -> list[Plan]:
-    """Return the containers of the fleet's hub and mirror."""
-    program = Path(hub.__file__).with_name("server.py")
+    """Return the containers of the fleet's hub and mirror. The hub sends large files from another name, as the real ones do."""
+    program = Path(hub.__file__).with_name("server")
+    served = ["python3", "-m", program.name, "--root", "/srv/root", "--port", "80", "--cdn", "http://cdn.hub.test"]
     mirror = ["python3", "-m", "http.server", "80", "--directory", "/srv/root"]
     return [
-        service_plan(
-            fleet,
-            "hub",
-            where,
-            reference,
-            ["python3", "/srv/server.py", "--root", "/srv/root", "--port", "80"],
-            [program],
-        ),
-        service_plan(fleet, "mirror", where, reference, mirror, []),
+        service_plan(fleet, "hub", where, reference, served, program, ("cdn.hub.test",)),
+        service_plan(fleet, "mirror", where, reference, mirror),
     ]
 
 
@@ -95,22 +89,27 @@ def service_plan(
     where: Mapping[str, str],
     reference: str,
     command: Sequence[str],
-    programs: Sequence[Path],
+    program: Path | None = None,
+    aliases: Sequence[str] = (),
 ) -> Plan:
-    """Return the container that serves the folder `service` at http://<service>.test; a program that changes makes another container."""
+    """Return the container that serves the folder `service` at http://<service>.test and under further names.
+
+    `program` is a package that the command can name; when a file of it changes, that makes another container.
+    """
     name = f"{fleet.name}-{service}"
-    sources = "".join(program.read_text() for program in programs)
+    sources = "".join(file.read_text() for file in sorted(program.glob("*.py"))) if program else ""
     options = {
         "image": reference,
         "hostname": name,
         "labels": fleet.labels | {"h20.fleet.program": hashlib.sha256(sources.encode()).hexdigest()[:12]},
         "command": list(command),
+        "working_dir": "/srv",
         "environment": {"PYTHONUNBUFFERED": "1"},
         "stop_signal": "SIGINT",  # Python as PID 1 heeds it, unlike SIGTERM
         "restart_policy": {"Name": "always"},
         "volumes": [
             f"{SERVICES / service}:/srv/root:ro",
-            *(f"{program}:/srv/{program.name}:ro" for program in programs),
+            *([f"{program}:/srv/{program.name}:ro"] if program else []),
         ],
     }
-    return Plan(name, where[name], options, (f"{service}.test",))
+    return Plan(name, where[name], options, (f"{service}.test", *aliases))

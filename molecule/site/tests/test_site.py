@@ -65,13 +65,13 @@ def test_current_is_the_release_and_is_recorded(host: Host) -> None:
 
 def test_every_byte_of_the_model_is_proved(host: Host) -> None:
     job = host.check_output("ls /etc/h20-fleet/models/*.job.json")
-    assert host.run(f"{RELEASE}/bin/python /usr/local/lib/h20-fleet/model_fetch.py prove {job}").rc == 0
+    assert host.run(f"env PYTHONPATH=/usr/local/lib/h20-fleet python3 -B -m weights prove {job}").rc == 0
     assert not host.file(f"{host.file(f'{MODEL}/current').linked_to}.partial").exists
 
 
-def test_weights_are_readable_for_all_and_writable_for_root_alone(host: Host) -> None:
+def test_weights_are_readable_for_all_and_writable_for_the_account_that_fetches_alone(host: Host) -> None:
     odd = host.check_output(
-        f"find {MODEL}/ -type f ( ! -perm 0644 -o ! -user root )".replace("(", r"\(").replace(")", r"\)")
+        f"find {MODEL}/ -type f ( ! -perm 0644 -o ! -user model-fetch )".replace("(", r"\(").replace(")", r"\)")
     )
     assert odd == ""
 

@@ -158,7 +158,7 @@ REFUSED = {
         {"fleet_hardware_profile": "b300"},
         "fleet_hardware_profile b300 is not known; known are auto, ",
     ),
-    "value of another type": ("h20-11", {"model_fetch_workers": "many"}, "model_fetch_workers"),
+    "value of another type": ("h20-11", {"model_fetch_connections": "many"}, "model_fetch_connections"),
     "unknown serving profile": (
         "h20-11",
         instance_with(profile="fastest"),
@@ -239,7 +239,6 @@ def test_gpu_that_does_not_answer_is_found_as_soon_as_there_is_a_driver() -> Non
     {
         "cuda_toolkit": "nvidia-smi (stage nvidia_driver)",
         "vllm": "/opt/vllm/releases/demo/bin/python (stage python_venv)",
-        "model": "/opt/vllm/releases/demo/release.json (stage vllm)",
         "nccl": "nvidia-smi (stage nvidia_driver)",
         "vllm_service": f"{MODEL}/{FIRST}/config.json (stage model)",
     }.items(),

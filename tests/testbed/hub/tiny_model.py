@@ -8,10 +8,11 @@ The head knows letters and the blank alone: what the model says is noise, but no
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from typing import Final
+
+from testbed.hub.safetensors import Tensor, as_json, checkpoint
 
 SHARDS: Final = 3
 HIDDEN: Final = 256
@@ -190,33 +191,14 @@ def _values(name: str, shape: Shape, seed: str) -> bytes:
     return _bfloat16(numbers, count, _SMALL if "embed" in name else _MEDIUM)
 
 
-def _safetensors(tensors: dict[str, bytes], shapes: dict[str, Shape]) -> bytes:
-    """Return a safetensors file: length of the header (8 bytes, little endian), header padded with blanks to 8 bytes, data."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for name, data in tensors.items():
-        kind = "F32" if name.endswith("e_score_correction_bias") else "BF16"
-        header[name] = {"dtype": kind, "shape": shapes[name], "data_offsets": [start, start + len(data)]}
-        start += len(data)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + b"".join(tensors.values())
-
-
 def _weights(seed: str) -> Files:
     """Return the shards and their index. The shards break between layers, as the real ones do: embedding, layers, head."""
-    shapes = _tensors()
-    groups: list[dict[str, bytes]] = [{} for _ in range(SHARDS)]
-    for name, shape in shapes.items():
+    groups: list[dict[str, Tensor]] = [{} for _ in range(SHARDS)]
+    for name, shape in _tensors().items():
         shard = 0 if ".layers.0." in name or "embed" in name else 1 if ".layers." in name else 2
-        groups[shard][name] = _values(name, shape, seed)
-    names = [f"model-{number:05}-of-{SHARDS:06}.safetensors" for number in range(1, SHARDS + 1)]
-    index = {
-        "metadata": {"total_size": sum(len(data) for group in groups for data in group.values())},
-        "weight_map": {name: shard for shard, group in zip(names, groups, strict=True) for name in group},
-    }
-    files = {name: _safetensors(group, shapes) for name, group in zip(names, groups, strict=True)}
-    return files | {"model.safetensors.index.json": _json(index)}
+        kind = "F32" if name.endswith("e_score_correction_bias") else "BF16"
+        groups[shard][name] = Tensor(kind, shape, _values(name, shape, seed))
+    return checkpoint(groups)
 
 
 def _byte_symbols() -> list[str]:
@@ -300,11 +282,6 @@ def _tokenizer_config() -> dict[str, object]:
     }
 
 
-def _json(value: object) -> bytes:
-    """Return JSON as people read it, with a newline at its end."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
 def build_model(seed: str) -> Files:
     """Return the files of the model by path, its weights drawn from `seed`."""
     generation = {"bos_token_id": 0, "do_sample": True, "eos_token_id": 1, "temperature": 0.6, "top_p": 0.95}
@@ -312,10 +289,10 @@ def build_model(seed: str) -> Files:
     return {
         ".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n",
         "README.md": readme.encode(),
-        "config.json": _json(_config()),
-        "generation_config.json": _json(generation),
-        "inference/configs/config_tiny.json": _json({"vocab_size": VOCABULARY, "dim": HIDDEN, "n_layers": LAYERS}),
+        "config.json": as_json(_config()),
+        "generation_config.json": as_json(generation),
+        "inference/configs/config_tiny.json": as_json({"vocab_size": VOCABULARY, "dim": HIDDEN, "n_layers": LAYERS}),
         **_weights(seed),
-        "tokenizer.json": _json(_tokenizer()),
-        "tokenizer_config.json": _json(_tokenizer_config()),
+        "tokenizer.json": as_json(_tokenizer()),
+        "tokenizer_config.json": as_json(_tokenizer_config()),
     }

@@ -25,6 +25,11 @@ FILES = {"model.safetensors": WEIGHTS, "config.json": b'{"a": 1}\n', "sub/deep/n
 ABSENT = "0" * 40
 
 
+def source(url: str, kind: str = "hub", **fields: str) -> dict[str, str]:
+    """A source of a site."""
+    return {"kind": kind, "url": url, **fields}
+
+
 @contextlib.contextmanager
 def serving(served: socketserver.BaseServer) -> Iterator[None]:
     """Serve from a thread of its own until the block ends."""
@@ -47,7 +52,7 @@ class Hub:
     path: Path
 
     def ask(self, *, check: bool = False, **params: Any) -> dict[str, Any]:
-        standard = {"path": str(self.path), "endpoint": self.endpoint, "repo": NAME, "revision": self.revision}
+        standard = {"path": str(self.path), "sources": [source(self.endpoint)], "repo": NAME, "revision": self.revision}
         return run_module("model_manifest", check=check, **standard | params)
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ KERNEL = "6.8.0-60-generic"
 NCCL = "/etc/nccl.conf"
 MARK = "/var/lib/h20-fleet/out-of-service"
 UNIT = "vllm@deepseek.service"
+FETCH_UNIT = "/etc/systemd/system/model-fetch@.service"
 DEFINITION = {
     "driver": {"version": "580.173.02"},
     "dcgm": {"version": "4.5.2"},
@@ -52,7 +52,7 @@ def host() -> Facts:
         "current": "2026.11",
         "uv": "0.13.9",
         "python": "3.12.3",
-        "model": [],
+        "revision": {"altered": [], "files": {FETCH_UNIT: {"state": "same", "changed": "2026-11-20 03:12"}}},
         "venv": {"packages": 160, "diff": {}},
         "kernel": {"diff": {"before": "", "after": ""}},
         "instances": [{"unit": UNIT, "reason": "", "diff": {}}],
@@ -120,7 +120,22 @@ CASES: dict[str, tuple[Facts, str]] = {
         "VENV lib/six.py is not what its package brought [vllm]",
     ),
     "no lock": ({"venv": {"packages": 0}}, "VENV there is no lock to compare the environment with [vllm]"),
-    "model": ({"model": ["/data/a.safetensors"]}, "MODEL /data/a.safetensors is not what was proved [model]"),
+    "model": (
+        {"revision.altered": ["/data/a.safetensors"]},
+        "MODEL /data/a.safetensors is not what was proved [model]",
+    ),
+    "no program": (
+        {f"revision:files:{FETCH_UNIT}": {"state": "absent", "changed": ""}},
+        f"FILE {FETCH_UNIT} is not there [model]",
+    ),
+    "other program": (
+        {f"revision:files:{FETCH_UNIT}": {"state": "other", "changed": "2026-11-20 03:12"}},
+        f"FILE {FETCH_UNIT} is not what the stage writes (changed 2026-11-20 03:12) [model]",
+    ),
+    "old program": (
+        {f"revision:files:{FETCH_UNIT}": {"state": "strange", "changed": "2026-11-20 03:12"}},
+        f"FILE {FETCH_UNIT} should not be there (since 2026-11-20 03:12) [model]",
+    ),
     "no file": ({f"files:{NCCL}": None}, f"FILE {NCCL} is not there [nccl]"),
     "file": (
         {f"files:{NCCL}": {"sha256": "bb", "changed": "2026-11-20 03:12"}},
@@ -201,25 +216,6 @@ def test_what_cannot_be_rendered_is_said_and_stops_nothing() -> None:
     assert entry.evidence == f"what {NCCL} should hold cannot be told: 'x' is undefined"
 
 
-def test_a_file_of_the_model_that_was_touched_is_named(tmp_path: Path) -> None:
-    shard, config = tmp_path / "a.safetensors", tmp_path / "config.json"
-    for path in (shard, config):
-        path.write_text("{}", encoding="utf-8")
-    stamp = {path.name: ["digest", *drift_info.identity(path)] for path in (shard, config)}  # type: ignore[misc]
-    (tmp_path / drift_info.STAMP).write_text(json.dumps(stamp), encoding="utf-8")
-    assert drift_info.unproved(tmp_path) == []
-    os.utime(config, ns=(1, 1))
-    shard.unlink()
-    assert drift_info.unproved(tmp_path) == [str(shard), str(config)]
-
-
-@pytest.mark.parametrize("stamp", [None, "[]", "{", '{"a": 3}'])
-def test_a_revision_without_a_stamp_is_named_itself(tmp_path: Path, stamp: str | None) -> None:
-    if stamp is not None:
-        (tmp_path / drift_info.STAMP).write_text(stamp, encoding="utf-8")
-    assert drift_info.unproved(tmp_path) == [str(tmp_path)]
-
-
 def test_kernels_are_ordered_by_number(tmp_path: Path) -> None:
     for name in ("6.8.0-9-generic", "6.8.0-45-generic", "6.11.0-8-generic", "6.1.0-26-amd64"):
         (tmp_path / f"vmlinuz-{name}").touch()
@@ -241,5 +237,5 @@ def test_the_module_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     assert answer["files"][str(absent)] is None
     assert answer["files"][str(file)]["sha256"] == "434728a410a78f56fc1b5899c3593436e61ab0c731e9072d95e96db290205e53"
     assert (answer["current"], answer["releases"]) == ("a", {"a": {"uv": {"version": "1"}}})
-    assert (answer["python"], answer["uv"], answer["packages"], answer["model"]) == ("3.12.3", "", {}, [])
+    assert (answer["python"], answer["uv"], answer["packages"]) == ("3.12.3", "", {})
     assert answer["changed"] is False

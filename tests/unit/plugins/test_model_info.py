@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.h20.fleet.plugins.module_utils import _hub
 from testbed.hub.repository import write_repository
-from unit.plugins.hubs import ABSENT, FILES, NAME, PRIVATE, TOKEN, WEIGHTS, Hub, mirror, running
+from unit.plugins.hubs import ABSENT, FILES, NAME, PRIVATE, TOKEN, WEIGHTS, Hub, mirror, running, source
 from unit.plugins.support import run_module
 
 STAMP = ".h20-fleet-manifest.json"
@@ -52,12 +53,25 @@ def ask(**params: Any) -> dict[str, Any]:
 
 
 def ask_hub(hub: Hub, **params: Any) -> dict[str, Any]:
-    return ask(**{"endpoint": hub.endpoint, "repo": NAME, "revision": hub.revision} | params)
+    return ask(**{"sources": [source(hub.endpoint)], "repo": NAME, "revision": hub.revision} | params)
 
 
 def test_a_complete_revision_is_read_from_disk_and_nobody_is_asked(revision: Path) -> None:
-    answer = ask(path=str(revision), endpoint=NOBODY, repo=NAME, revision=ABSENT, timeout=1)
+    answer = ask(path=str(revision), sources=[source(NOBODY)], repo=NAME, revision=ABSENT, timeout=1)
     assert answer == {"present": True, "source": "disk", **FOUND}
+
+
+def test_the_stamp_of_a_shared_filesystem_lies_where_the_host_s_job_says(revision: Path, tmp_path: Path) -> None:
+    jobs, stamp = tmp_path / "jobs", tmp_path / "state/stamp.json"
+    jobs.mkdir()
+    stamp.parent.mkdir()
+    (revision / STAMP).rename(stamp)
+    known = {"manifest": "m", "stamp": str(stamp), "state": "s", "host": "a", "distribution": "shared", "sources": []}
+    (jobs / "a-torn.job.json").write_text("{")
+    (jobs / "another.job.json").write_text(json.dumps(known | {"destination": str(tmp_path / "another")}))
+    assert ask(path=str(revision), jobs=str(jobs))["present"] is False
+    (jobs / "this.job.json").write_text(json.dumps(known | {"destination": str(revision)}))
+    assert ask(path=str(revision), jobs=str(jobs)) == {"present": True, "source": "disk", **FOUND}
 
 
 def break_stamp(folder: Path) -> None:
@@ -105,9 +119,9 @@ def test_a_config_that_is_none_is_an_error_and_the_rest_is_told(revision: Path, 
         ({"revision": ABSENT}, f"has no revision {ABSENT} of {NAME} -> "),
         ({"repo": "org/absent"}, "has no repository org/absent, or none that this token may read (HTTP 401) -> "),
         ({"repo": PRIVATE}, f"has no repository {PRIVATE}, or none that this token may read (HTTP 401) -> "),
-        ({"endpoint": NOBODY}, f"the hub {NOBODY} does not answer: "),
+        ({"sources": [source(NOBODY)]}, f"the hub {NOBODY} does not answer: "),
         ({"revision": "main"}, "'main' is no full commit (40 hexadecimal digits) -> "),
-        ({"endpoint": ""}, "the revision is not complete on this host -> "),
+        ({"sources": []}, "the revision is not complete on this host -> "),
     ],
 )
 def test_what_the_hub_refuses_is_told_and_does_not_fail(hub: Hub, params: dict[str, Any], told: str) -> None:
@@ -163,16 +177,45 @@ def test_a_mirror_is_asked_in_place_of_the_hub(hub: Hub, tmp_path: Path) -> None
     place.with_name(f"{hub.revision}.manifest.json").write_text(json.dumps(manifest))
     asked = hub.requests
     with mirror(root) as url:
-        assert ask_hub(hub, mirror=url) == {"present": False, "source": "mirror", **FOUND}
+        assert ask_hub(hub, sources=[source(url, "http")]) == {"present": False, "source": "http", **FOUND}
         (place / "config.json").write_text("{")
-        broken = ask_hub(hub, mirror=url)
+        broken = ask_hub(hub, sources=[source(url, "http")])
         (place / "config.json").write_text("1" * 2_000_000)
-        large = ask_hub(hub, mirror=url)
-        absent = ask_hub(hub, mirror=url, revision=ABSENT)
+        large = ask_hub(hub, sources=[source(url, "http")])
+        absent = ask_hub(hub, sources=[source(url, "http")], revision=ABSENT)
     assert (
         broken["error"] == f"{url}/{NAME}/{hub.revision}/config.json is no JSON -> put the revision on the mirror again"
     )
     assert "has more than 1,048,576 bytes -> " in large["error"]
     assert absent["error"].startswith(f"the mirror has no {url}/{NAME}/{ABSENT}.manifest.json (HTTP 404) -> ")
-    assert ask_hub(hub, mirror=url)["error"].startswith(f"the mirror {url} does not answer: ")
+    assert ask_hub(hub, sources=[source(url, "http")])["error"].startswith(f"the mirror {url} does not answer: ")
     assert hub.requests == asked
+
+
+def test_the_next_source_is_asked_where_one_tells_nothing(hub: Hub) -> None:
+    gone = source(NOBODY)
+    assert ask_hub(hub, sources=[gone, source(hub.endpoint, "modelscope")]) == {
+        "present": False,
+        "source": "modelscope",
+        **FOUND,
+    }
+    hub.served.faults.set({"*resolve*": {"kind": "503"}})
+    answer = ask_hub(hub, sources=[gone, source(hub.endpoint)])
+    assert (answer["source"], answer["bytes"], answer["config"]) == ("hub", SIZES["bytes"], None)
+    evidence = answer["error"].partition(" -> ")[0]
+    assert f"the hub {NOBODY} does not answer: " in evidence
+    assert f"; the hub {hub.endpoint} answers HTTP 503" in evidence
+
+
+@pytest.mark.parametrize("kind", ["hub", "modelscope"])
+def test_a_token_goes_to_no_host_that_its_own_redirects_to(hub: Hub, kind: str) -> None:
+    hub.served.cdn = hub.endpoint.replace("127.0.0.1", "localhost")
+    params = {"sources": [source(hub.endpoint, kind, revision="")], "repo": PRIVATE, "revision": hub.revision}
+    options = {"token": TOKEN, "modelscope_token": TOKEN, "timeout": 5}
+    [asked] = _hub.sources_of(params | options, None)
+    with pytest.raises(_hub.HubError, match="does not answer"):  # they came, and are no JSON
+        asked.document("model.safetensors", 1024**2)
+    stats = hub.served.stats.public()
+    assert isinstance(stats["paths"], dict)
+    assert any(path.startswith("/cdn/") for path in stats["paths"])
+    assert stats["leaks"] == 0

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +98,65 @@ def test_what_a_lock_may_hold(pins: dict[str, str], device: str, reason: str) ->
     found = _locks.unsuitable(pins, device, "13.0")
     assert len(found) == int(bool(reason))
     assert all(sentence.startswith(reason) and " -> " in sentence for sentence in found)
+
+
+@pytest.fixture
+def signers(tmp_path: Path) -> str:
+    """The one whom the site knows; the keys of her and of a stranger lie beside the manifests."""
+    for name in ("own", "other"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
+    return f'fleet@site.test namespaces="h20-fleet-model" {(tmp_path / "own.pub").read_text()}'
+
+
+def with_manifest(folder: Path, key: str = "own", **fields: str) -> dict[str, Any]:
+    """The shipped release with a manifest below ``folder``, which ``key`` has signed."""
+    release = shipped()
+    file = {"path": "config.json", "size": 2, "algorithm": "sha256", "digest": "0" * 64}
+    named = {"repo": release["model"]["repo"], "revision": release["model"]["revision"]} | fields
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**named, "files": [file]}))
+    path.with_name("manifest.json.sig").unlink(missing_ok=True)
+    subprocess.run(
+        ["ssh-keygen", "-Y", "sign", "-q", "-n", "h20-fleet-model", "-f", str(folder / key), str(path)],
+        check=True,
+        capture_output=True,
+    )
+    manifest = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    release["model"]["manifest"] = manifest | {"signature": "manifest.json.sig"}
+    return release
+
+
+def judged(release: dict[str, Any], folder: Path, signers: str = "") -> list[str]:
+    found = errors(release, str(LOCKS), str(folder), minimum_driver="580.65.06", signers=signers)
+    assert all(" -> " in sentence for sentence in found)
+    return [sentence.partition(" -> ")[0] for sentence in found]
+
+
+def test_a_signed_manifest_of_the_revision_is_sound(tmp_path: Path, signers: str) -> None:
+    release = with_manifest(tmp_path)
+    assert judged(release, tmp_path, signers) == []
+    del release["model"]["manifest"]["signature"]
+    assert judged(release, tmp_path) == []
+
+
+def test_where_the_site_names_signers_the_release_needs_a_signature_of_theirs(tmp_path: Path, signers: str) -> None:
+    asks = "and fleet_model_signers asks for"
+    assert judged(shipped(), tmp_path, signers) == [f"model.manifest is missing, {asks} a signed one"]
+    release = with_manifest(tmp_path)
+    path = tmp_path / "manifest.json"
+    for signature in (None, "", "nowhere.sig"):
+        release["model"]["manifest"]["signature"] = signature
+        assert judged(release, tmp_path, signers) == [f"model.manifest: {path} has no signature, {asks} one"]
+    [stranger] = judged(with_manifest(tmp_path, key="other"), tmp_path, signers)
+    assert stranger.startswith(f"model.manifest: {path} was signed by the key SHA256:")
+    release = with_manifest(tmp_path)
+    path.write_text(path.read_text() + "\n")
+    release["model"]["manifest"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    [changed] = judged(release, tmp_path, signers)
+    assert changed.startswith(f"model.manifest: the signature of {path} is not one of it as it is")
+
+
+def test_a_manifest_of_another_revision_is_refused(tmp_path: Path, signers: str) -> None:
+    [other] = judged(with_manifest(tmp_path, revision="0" * 40), tmp_path, signers)
+    model = shipped()["model"]
+    assert other.endswith(f"is the manifest of {model['repo']}@{'0' * 40}, not of {model['repo']}@{model['revision']}")

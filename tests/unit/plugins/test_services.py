@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The modules that look at systemd: vllm_instance, replica_info and model_revision, with a systemctl that keeps its state in a file."""
+"""The modules that look at systemd, vllm_instance and replica_info, with a systemctl that keeps its state in a file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,6 @@ if "show" in ARGUMENTS:
         (HERE / "states.json").write_text(json.dumps(states))
 elif {"start", "restart"} & {*ARGUMENTS}:
     (HERE / "moving").touch()
-    sys.exit(int((HERE / "rc").read_text()))
 """
 JOURNALCTL = "print((HERE / 'journal').read_text(), end='')"
 
@@ -59,7 +58,6 @@ class Systemd:
         self.folder = folder
         write_program(folder / "systemctl", SYSTEMCTL)
         write_program(folder / "journalctl", JOURNALCTL)
-        (folder / "rc").write_text("0")
         self.units()
 
     def units(self, **states: list[dict[str, str]]) -> None:
@@ -242,63 +240,3 @@ def test_a_bare_host_is_no_replica(tmp_path: Path) -> None:
     for current in ("absent", "dangling"):
         result = run_module("replica_info", current=str(tmp_path / current), configuration=str(tmp_path / "etc"))
         assert [result[key] for key in ("release", "model", "revision", "instances")] == ["", "", "", []]
-
-
-def run_revision(state: dict[str, Any] | str, folder: Path, *, check: bool = False) -> dict[str, Any]:
-    """model_revision with a fetch program that answers ``state``, or fails with it where it is text."""
-    body = f"print(json.dumps({state!r}))" if isinstance(state, dict) else f"sys.exit({state!r})"
-    program = write_program(folder / "model_fetch.py", f"assert ARGUMENTS == ['inspect', '/job']\n{body}")
-    return run_module(
-        "model_revision", check=check, program=str(program), job="/job", unit="model-fetch@deepseek.service"
-    )
-
-
-@pytest.mark.parametrize(
-    ("complete", "missing", "check", "changed", "verbs"),
-    [
-        (True, 0, False, False, []),
-        (True, 0, True, False, []),
-        (False, 1000, True, True, []),
-        (False, 1000, False, True, ["daemon-reload", "start model-fetch@deepseek.service"]),
-        (False, 0, False, True, ["daemon-reload", "start model-fetch@deepseek.service"]),
-    ],
-)
-def test_a_revision_is_fetched_only_where_it_is_not_complete(
-    systemd: Systemd, tmp_path: Path, *, complete: bool, missing: int, check: bool, changed: bool, verbs: list[str]
-) -> None:
-    state = {"complete": complete, "missing_bytes": missing, "free_bytes": 1050, "destination": "/data"}
-    result = run_revision(state, tmp_path, check=check)
-    assert (result["changed"], result["state"], systemd.verbs) == (changed, state, verbs)
-
-
-def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(systemd: Systemd, tmp_path: Path) -> None:
-    gib = 1024**3
-    state = {"complete": False, "missing_bytes": 100 * gib, "free_bytes": 104 * gib, "destination": "/data/m"}
-    result = run_revision(state, tmp_path)
-    assert result["msg"] == (
-        "/data/m needs 105.00 GiB more and its filesystem has 104.00 GiB free -> free 1.00 GiB, or set fleet_model_root to a larger disk"
-    )
-    assert systemd.verbs == []
-
-
-@pytest.mark.parametrize(
-    ("journal", "told"),
-    [
-        ("x\nerror: first\nerror: the hub is gone -> wait\nStopped.\n", "the hub is gone -> wait"),
-        (
-            "x\n",
-            "model-fetch@deepseek.service failed -> journalctl -u model-fetch@deepseek.service has all of it",
-        ),
-    ],
-)
-def test_a_fetch_that_fails_is_told_in_its_own_words(systemd: Systemd, tmp_path: Path, journal: str, told: str) -> None:
-    (systemd.folder / "rc").write_text("1")
-    (systemd.folder / "journal").write_text(journal)
-    state = {"complete": False, "missing_bytes": 1, "free_bytes": 1000, "destination": "/data"}
-    result = run_revision(state, tmp_path)
-    assert (result["msg"], result["journal"]) == (told, journal.splitlines())
-
-
-@pytest.mark.usefixtures("systemd")
-def test_a_job_that_cannot_be_read_is_an_answer(tmp_path: Path) -> None:
-    assert run_revision("error: no manifest", tmp_path)["msg"] == "/job: no manifest"

@@ -168,6 +168,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         release(model={"manifest": {"file": "/nowhere/m.json", "sha256": "0" * 64}}),
         "model.manifest: /nowhere/m.json is not on the controller; beside it is nothing of its kind",
     ),
+    "manifest-of-nobody": (
+        {"fleet_model_signers": "fleet@site.test ssh-ed25519 AAAA"},
+        "release 2026.11: model.manifest is missing, and fleet_model_signers asks for a signed one -> make, review and sign it",
+    ),
     "nothing-to-build": (release(vllm={"target_device": "empty"}), "vllm.target_device empty has no wheel anywhere"),
     "source-of-neither": (built(), "vllm.source names neither sdist nor git -> name one of sdist"),
     "source-of-both": (built(sdist=SDIST, git=GIT), "vllm.source names sdist and git -> name one of sdist"),

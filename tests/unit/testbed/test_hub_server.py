@@ -7,84 +7,11 @@ import hashlib
 import http.client
 import json
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from email.message import Message
-from pathlib import Path
-from typing import Any
+import time
 from urllib.parse import urlsplit
 
 import pytest
-from testbed.hub import server
-from testbed.hub.repository import write_repository
-
-NAME = "org/model"
-LARGE = bytes(range(256)) * 40
-FIRST = {"config.json": b'{"a": 1}\n', "sub/deep/notes.txt": b"notes\n", "model.safetensors": LARGE}
-SECOND = {**FIRST, "config.json": b'{"a": 2}\n'}
-TREE = f"/api/models/{NAME}/tree/main"
-
-
-@dataclass
-class Answer:
-    """What came back."""
-
-    status: int
-    headers: Message
-    body: bytes
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-@dataclass
-class Client:
-    """A client of one server."""
-
-    hub: server.HubServer
-    revisions: list[str]
-
-    def ask(
-        self, path: str, method: str = "GET", body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> Answer:
-        """Send a request; do not follow redirects. Raise IncompleteRead or TimeoutError where the body does not come whole."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.hub.server_address[1], timeout=1)
-        try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            return Answer(response.status, response.headers, response.read())
-        finally:
-            connection.close()
-
-    def resolve(self, path: str, revision: str = "main", method: str = "GET") -> Answer:
-        """Ask for a file."""
-        return self.ask(f"/{NAME}/resolve/{revision}/{path}", method)
-
-    def link(self) -> str:
-        """Return the signed path of the large file."""
-        address = urlsplit(self.resolve("model.safetensors").headers["Location"])
-        return f"{address.path}?{address.query}"
-
-    def fault(self, **faults: Any) -> Answer:
-        """Set a fault for the pattern *name*."""
-        wanted = {f"*{name}*": value for name, value in faults.items()}
-        return self.ask("/_testbed/faults", "POST", json.dumps(wanted).encode())
-
-
-@pytest.fixture
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    monkeypatch.setattr(server.Handler, "log_message", lambda *_: None)
-    revisions = write_repository(tmp_path, NAME, [FIRST, SECOND])
-    write_repository(tmp_path, "org/private", [FIRST], token="secret")  # noqa: S106 (of a repository that lives for a test)
-    with server.HubServer(("127.0.0.1", 0), tmp_path) as hub:
-        thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield Client(hub, revisions)
-        finally:
-            hub.faults.clear()
-            hub.shutdown()
-            thread.join()
+from unit.testbed.hub_client import FIRST, LARGE, NAME, SECOND, TREE, Client
 
 
 def test_branch_main_is_the_first_revision(client: Client) -> None:
@@ -240,12 +167,29 @@ def test_others_are_served_while_one_hangs(client: Client, kind: str, path: str)
     assert client.ask("/_testbed/health").json() == {"status": "ok"}
 
 
-@pytest.mark.parametrize(("kind", "status"), [("429", 429), ("503", 503)])
+@pytest.mark.parametrize(("kind", "status"), [("429", 429), ("500", 500), ("503", 503)])
 def test_refusal_says_when_to_come_back(client: Client, kind: str, status: int) -> None:
     client.fault(config={"kind": kind, "count": 1, "retry_after": 7})
     answer = client.resolve("config.json", method="HEAD")
     assert (answer.status, answer.headers["Retry-After"]) == (status, "7")
     assert client.resolve("config.json").status == 200
+
+
+def test_fault_may_be_for_one_client_alone(client: Client) -> None:
+    for address, status in (("127.0.0.1", 503), ("127.0.0.2", 200)):
+        client.ask(
+            "/_testbed/faults", "POST", json.dumps({f"{address}/*config*": {"kind": "503", "count": 1}}).encode()
+        )
+        assert client.resolve("config.json").status == status
+
+
+def test_who_does_not_wait_as_told_is_found_out(client: Client) -> None:
+    client.fault(config={"kind": "429", "count": 1, "retry_after": 60})
+    client.resolve("config.json")
+    client.resolve("sub/deep/notes.txt")
+    assert client.ask("/_testbed/stats").json()["hasty"] == 0
+    client.resolve("config.json")
+    assert client.ask("/_testbed/stats").json()["hasty"] == 1
 
 
 def test_missing_lasts_until_cleared(client: Client) -> None:
@@ -256,7 +200,94 @@ def test_missing_lasts_until_cleared(client: Client) -> None:
     assert client.resolve("config.json").status == 200
 
 
-@pytest.mark.parametrize("wanted", [{"x": "odd"}, {"x": {"kind": "hang", "often": 1}}, {"x": None}, 3, [1]])
+def test_content_may_be_cut_after_so_many_bytes(client: Client) -> None:
+    client.fault(safetensors={"kind": "cut", "bytes": 100, "count": 2})
+    for start in (0, 5000):
+        with pytest.raises(http.client.IncompleteRead) as cut:
+            client.ask(client.link(), headers={"Range": f"bytes={start}-"})
+        assert cut.value.partial == LARGE[start : start + 100]
+    assert client.ask(client.link()).body == LARGE
+
+
+@pytest.mark.parametrize(("more", "body"), [(7, LARGE + bytes(7)), (-7, LARGE[:-7])])
+def test_content_of_another_size_is_whole_to_http(client: Client, more: int, body: bytes) -> None:
+    client.fault(safetensors={"kind": "wrong_size", "bytes": more})
+    assert client.resolve("model.safetensors").headers["X-Linked-Size"] == str(len(LARGE))
+    assert client.ask(client.link()).body == body
+    tail = client.ask(client.link(), headers={"Range": "bytes=10200-"})
+    assert (tail.body, tail.headers["Content-Range"]) == (body[10200:], f"bytes 10200-{len(body) - 1}/{len(body)}")
+
+
+def test_link_is_refused_as_one_that_is_too_old(client: Client) -> None:
+    client.fault(safetensors={"kind": "expired", "count": 1})
+    assert client.resolve("model.safetensors").status == 302
+    assert client.ask(client.link()).status == 403
+    assert client.ask(client.link()).status == 200
+
+
+def test_revised_history_gives_the_name_to_another_commit(client: Client) -> None:
+    first, second = client.revisions
+    client.fault(config={"kind": "revised", "count": 1}, tree={"kind": "revised", "count": 1})
+    answer = client.resolve("config.json", first)
+    assert (answer.body, answer.headers["X-Repo-Commit"]) == (SECOND["config.json"], second)
+    assert client.ask(TREE).headers["X-Repo-Commit"] == second
+    assert client.resolve("config.json", first).body == FIRST["config.json"]
+
+
+def test_revised_history_without_another_commit_leaves_none(client: Client) -> None:
+    client.fault(private="revised")
+    answer = client.ask("/api/models/org/private", headers={"Authorization": "Bearer secret"})
+    assert answer.headers["X-Error-Code"] == "RevisionNotFound"
+
+
+def test_rate_is_shared_and_comes_on_top_of_another_fault(client: Client) -> None:
+    client.ask(
+        "/_testbed/faults",
+        "POST",
+        json.dumps({"*model*": {"kind": "rate", "bytes": 50_000}, "*.safetensors": "corrupt"}).encode(),
+    )
+    answers: list[bytes] = []
+    threads = [threading.Thread(target=lambda: answers.append(client.ask(client.link()).body)) for _ in range(2)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [LARGE[:-1] + bytes([LARGE[-1] ^ 0xFF])] * 2
+    assert time.monotonic() - began >= 2 * len(LARGE) / 50_000
+
+
+def test_token_that_goes_to_another_host_is_found_out(client: Client) -> None:
+    token = {"Authorization": "Bearer x"}
+    client.ask(client.link(), headers=token)
+    assert client.ask("/_testbed/stats").json()["leaks"] == 0
+    client.hub.cdn = "http://cdn.hub.test"
+    client.ask(client.link())
+    client.ask(f"/{NAME}/resolve/main/config.json", headers=token)
+    assert client.ask("/_testbed/stats").json()["leaks"] == 0
+    client.ask(client.link(), headers=token)
+    assert client.ask("/_testbed/stats").json()["leaks"] == 1
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "sub/deep/notes.txt"])
+def test_plain_files_are_there_for_anybody(client: Client, path: str) -> None:
+    answer = client.ask(f"/files/{NAME}/{client.revisions[0]}/{path}", headers={"Range": "bytes=1-3"})
+    assert (answer.status, answer.body) == (206, FIRST[path][1:4])
+    assert client.ask(f"/files/{NAME}/{client.revisions[0]}/none").status == 404
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"x": "odd"},
+        {"x": {"kind": "hang", "often": 1}},
+        {"x": None},
+        {"x": "rate"},
+        {"x": {"kind": "rate", "bytes": 0}},
+        3,
+        [1],
+    ],
+)
 def test_fault_that_is_not_understood_sets_nothing(client: Client, wanted: object) -> None:
     assert client.ask("/_testbed/faults", "POST", json.dumps(wanted).encode()).status == 400
     assert client.ask("/_testbed/faults").json() == {}
@@ -269,7 +300,14 @@ def test_stats_count_bytes_of_content(client: Client) -> None:
     stats = client.ask("/_testbed/stats").json()
     assert stats["bytes"] == 100
     assert stats["paths"][urlsplit(link).path] == {"requests": 2, "bytes": 100}
-    assert client.ask("/_testbed/stats", "DELETE").json() == {"bytes": 0, "paths": {}}
+    assert stats["clients"] == {"127.0.0.1": 100}
+    assert client.ask("/_testbed/stats", "DELETE").json() == {
+        "bytes": 0,
+        "leaks": 0,
+        "hasty": 0,
+        "clients": {},
+        "paths": {},
+    }
 
 
 def test_connections_beyond_the_limit_wait_and_are_served(client: Client) -> None:

@@ -39,10 +39,24 @@ def test_an_isolated_host_shares_nothing_and_knows_no_names() -> None:
 
 
 def test_services_answer_to_their_names_and_follow_their_program(tmp_path: Path) -> None:
-    program = tmp_path / "server.py"
-    program.write_text("one")
-    first = plans.service_plan(DEMO, "hub", WHERE, "image:tag", ["python3"], [program])
-    assert (first.name, first.address, first.aliases) == ("demo-hub", "172.30.0.2", ("hub.test",))
-    assert first.spec == plans.service_plan(DEMO, "hub", WHERE, "image:tag", ["python3"], [program]).spec
-    program.write_text("two")
-    assert first.spec != plans.service_plan(DEMO, "hub", WHERE, "image:tag", ["python3"], [program]).spec
+    program = tmp_path / "server"
+    program.mkdir()
+    (program / "one.py").write_text("one")
+
+    def plan() -> plans.Plan:
+        return plans.service_plan(DEMO, "hub", WHERE, "image:tag", ["python3"], program, ["cdn.hub.test"])
+
+    first = plan()
+    assert (first.name, first.address, first.aliases) == ("demo-hub", "172.30.0.2", ("hub.test", "cdn.hub.test"))
+    assert f"{program}:/srv/server:ro" in first.options["volumes"]
+    assert first.spec == plan().spec
+    (program / "one.py").write_text("two")
+    assert first.spec != plan().spec
+
+
+def test_the_hub_runs_the_package_that_is_mounted() -> None:
+    hub, mirror = plans.service_plans(DEMO, WHERE, "image:tag")
+    mounted = {Path(volume.split(":")[1]) for volume in hub.options["volumes"]}
+    command = hub.options["command"]
+    assert Path(hub.options["working_dir"]) / command[command.index("-m") + 1] in mounted
+    assert mirror.options["volumes"] == [f"{plans.SERVICES / 'mirror'}:/srv/root:ro"]
