@@ -52,9 +52,10 @@ class Play:
     tasks: list[dict[str, t.Any]]
     cpu: float
 
-    def reaching(self, host: str) -> int:
-        """How many tasks reached the host; skipped ones do not."""
-        return sum(_reached(task["hosts"][host]) for task in self.tasks if host in task["hosts"])
+    def reaching(self, host: str, role: str = "") -> int:
+        """How many tasks, of this role where one is named, reached the host; skipped ones do not."""
+        tasks = (task for task in self.tasks if task["task"]["name"].startswith(f"{role} : " if role else ""))
+        return sum(_reached(task["hosts"][host]) for task in tasks if host in task["hosts"])
 
     def result(self, name: str) -> dict[str, t.Any]:
         """What the task of this name returned on the only host that has run it."""

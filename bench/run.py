@@ -40,6 +40,9 @@ def site() -> list[Figure]:
     work, nothing = (reading.seconds(name) for name in ("Read the hardware", "Do nothing"))
     return [
         Figure("site.noop_tasks", max(converged.reaching(host) for host in hosts), "tasks", budget=40),
+        Figure(
+            "model.noop_tasks", max(converged.reaching(host, "h20.fleet.model") for host in hosts), "tasks", budget=2
+        ),
         Figure("site.noop_controller_cpu", converged.cpu / len(hosts), "s/host", budget=3),
         Figure("hardware.gpu_info", work, "s", budget=1, baseline=nothing),
     ]

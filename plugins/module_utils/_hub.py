@@ -52,7 +52,7 @@ class HubError(Exception):
         """One error of those of several sources: the evidence of each, then the remedies."""
         parts = [error.partition(" -> ") for error in errors]
         remedies = dict.fromkeys(remedy for _evidence, _arrow, remedy in parts)
-        return cls(f"{'; '.join(evidence for evidence, *_ in parts)} -> {'; or '.join(remedies)}")
+        return cls(f"{'; '.join(part[0] for part in parts)} -> {'; or '.join(remedies)}")
 
 
 def is_pinned(revision: str) -> bool:

@@ -404,8 +404,7 @@ def converge(module: AnsibleModule) -> dict[str, t.Any]:
     if not state["complete"] and (start or module.check_mode):
         changed = True
         diff.append({"before": f"{_missing(state)}\n", "after": f"{state['destination']} is complete\n"})
-    if start and not module.check_mode:
-        assert unit is not None
+    if start and unit and not module.check_mode:
         if not revision.manifest:
             raise RefusedError(
                 f"nobody has said what {revision.names.instance} consists of -> give the manifest with start"

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lock files of the role vllm: `PYTHONPATH=tests python -m gates.locks [name ...]` (`make lock`) resolves them, `check` proves them.
 
-requirements/locks/locks.yml says which there are. Every lock is resolved from its inputs alone, never from the lock before, so that the gate can
-compare. The index, proxy and CA are those of pip's and uv's settings here. The CPU lock needs PyTorch's CPU wheel: where no find-links folder of
-pip or uv holds it, add https://download.pytorch.org/whl/cpu/torch/ to UV_FIND_LINKS.
+requirements/locks/locks.yml says which there are. `make lock` resolves each from its inputs alone; the gate asks whether the committed one is still an
+answer to them, since an index changes: newer versions come, also with dates of long ago where it is a mirror. The index, proxy and CA are those of pip's
+and uv's settings here. The CPU lock needs PyTorch's CPU wheel: where no find-links folder of pip or uv holds it, add
+https://download.pytorch.org/whl/cpu/torch/ to UV_FIND_LINKS.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -53,17 +53,19 @@ class Lock:
         """The lock file, relative to ROOT."""
         return LOCKS / f"{self.name}.txt"
 
-    def resolve(self, shell: Shell) -> str:
-        """Return the lock that its inputs give today; raises GateError where they give none."""
+    def resolve(self, shell: Shell, kept: str = "") -> str:
+        """Return the lock that its inputs give today, with the pins of `kept` where they still hold; raises GateError where they give none."""
         overrides = INPUTS / f"{self.inputs}.overrides.txt"
         command = ["uv", "pip", "compile", f"{INPUTS / self.inputs}.in"]
         command += ["--override", str(overrides)] if (ROOT / overrides).exists() else []
         command += ["--python-version", self.python, "--python-platform", PLATFORM, "--only-binary", ":all:"]
-        command += ["--generate-hashes", "--no-annotate", "--no-emit-index-url", "--exclude-newer", self.newest]
+        command += ["--generate-hashes", "--no-annotate", "--no-emit-index-url"]
+        command += [] if kept else ["--exclude-newer", self.newest]
         settings, without = _settings(self.target_device)
         settings["UV_CUSTOM_COMPILE_COMMAND"] = f"make lock: {shlex.join([*command, '--output-file', str(self.path)])}"
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / self.path.name
+            output.write_text(kept, encoding="utf-8")
             away = [word for name in without for word in ("--unset", name)]
             shell.run("env", *away, *command, "--quiet", "--output-file", output, env=settings, limit_s=600)
             return output.read_text(encoding="utf-8")
@@ -138,7 +140,7 @@ def write(chosen: list[Lock], shell: Shell) -> None:
 
 
 def findings(chosen: list[Lock], shell: Shell) -> Iterator[str]:
-    """What is wrong with the locks themselves, or differs from what their inputs give today."""
+    """What is wrong with the locks themselves, or is no answer to their inputs today."""
     for lock in chosen:
         if not (ROOT / lock.path).exists():
             yield f"{lock.path} is not there -> make lock ONLY={lock.name}"
@@ -149,14 +151,11 @@ def findings(chosen: list[Lock], shell: Shell) -> Iterator[str]:
         reasons = _locks.unsuitable(_locks.pins(text), lock.target_device, cuda)
         yield from (f"{lock.path} {reason}" for reason in reasons)
         try:
-            today = lock.resolve(shell)
+            today = lock.resolve(shell, kept=text)
         except GateError as error:
             yield f"{lock.path}: its inputs do not resolve: {error}"
             continue
-        lines = difflib.unified_diff(
-            text.splitlines(), today.splitlines(), "committed", "resolved today", "", "", 0, ""
-        )
-        yield from (f"{lock.path}: {line}" for line in lines)
+        yield from (f"{lock.path}: {line}" for line in moved(text, today))
     strangers = {path.relative_to(ROOT) for path in (ROOT / LOCKS).glob("*.txt")} - {lock.path for lock in entries()}
     yield from (f"{path} has no inputs -> name it in {INPUTS}/locks.yml" for path in sorted(strangers))
 
@@ -189,7 +188,7 @@ def uv_pins() -> dict[str, str]:
 
 
 def check(shell: Shell) -> None:
-    """Every lock is what its inputs give today and holds what it may; every release names locks and a uv that are real."""
+    """Every lock answers its inputs today and holds what it may; every release names locks and a uv that are real."""
     wrong = [*disowned(), *findings(entries(), shell)]
     platform = ("--only-binary", ":all:", "--platform", "manylinux2014_x86_64")
     for pin, path in uv_pins().items():

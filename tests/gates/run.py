@@ -57,7 +57,7 @@ GATES = (
     Gate("unit", "unit and spec tests", checks.unit),
     Gate(
         "locks",
-        "each lock is what its inputs give today, hashed, of one CUDA, and the one that the releases name",
+        "each lock still answers its inputs, is hashed, of one CUDA, and the one that the releases name",
         locks.check,
         fast=False,
         step=r"--output-file \S*/([\w.-]+)\.txt$",

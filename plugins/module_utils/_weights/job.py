@@ -106,6 +106,13 @@ class Job:
         return self.state / "progress.json"
 
     @property
+    def shared_site(self) -> Site:
+        """The site, for work that has one; raises JobError where the host is alone."""
+        if self.site is None:
+            raise JobError("the job names no site -> run the stage again: --tags model")
+        return self.site
+
+    @property
     def hosts(self) -> Path:
         """On the exchange: what all hosts say of themselves."""
         return self.state / "hosts.json"

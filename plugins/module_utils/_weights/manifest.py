@@ -76,7 +76,8 @@ def _check(file: t.Any) -> None:
     if (
         not isinstance(file.path, str)
         or not isinstance(file.digest, str)
-        or type(file.size) is not int
+        or not isinstance(file.size, int)
+        or isinstance(file.size, bool)
         or file.size < 0
     ):
         raise ManifestError("is no manifest: a file needs path, size, algorithm and digest")

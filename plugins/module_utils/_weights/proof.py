@@ -59,7 +59,8 @@ def _follow_parent() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    assert parent is not None
+    if parent is None:
+        raise RuntimeError("this is no process of a pool")
 
     def watch() -> None:
         parent.join()

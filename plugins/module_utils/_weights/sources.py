@@ -205,7 +205,7 @@ def _remote(address: Address, file: File, start: int, patience: float) -> t.Iter
 def _begin(status: int, headers: Message, file: File, start: int) -> int:
     """The first byte that an answer brings; OutError where it is about a file of another size, or another part than was asked for."""
     if status == 206:
-        span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        span, _slash, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
         if total.isdigit():
             _expect(file, int(total))
         if span.partition("-")[0] != str(start):
@@ -261,14 +261,20 @@ class _Redirects(HTTPRedirectHandler):
     """Follows from host to host; what was meant for the first alone (a token, a signature) stays with it."""
 
     def redirect_request(
-        self, request: Request, _body: t.Any, code: int, _text: str, headers: Message, target: str
+        self,
+        req: Request,
+        fp: t.Any,
+        code: int,
+        msg: str,  # noqa: ARG002 (named by the base class)
+        headers: Message,
+        newurl: str,
     ) -> Request:
-        target = urljoin(request.full_url, target)
+        target = urljoin(req.full_url, newurl)
         if urlsplit(target).scheme not in ("http", "https"):
-            raise HTTPError(request.full_url, code, f"redirected to {target}", headers, None)
-        following = Request(target, headers=request.headers)
-        if _host(target) == _host(request.full_url):
-            for header, value in request.unredirected_hdrs.items():
+            raise HTTPError(req.full_url, code, f"redirected to {target}", headers, fp)
+        following = Request(target, headers=req.headers)
+        if _host(target) == _host(req.full_url):
+            for header, value in req.unredirected_hdrs.items():
                 following.add_unredirected_header(header, value)
         return following
 
