@@ -45,8 +45,7 @@ class Books:
     """Offers, torrents and accounts. `allow` puts a hash on the exchange's own tracker, and returns when it is there."""
 
     def __init__(self, job: Job, manifest: Manifest, allow: t.Callable[[str], None] | None) -> None:
-        assert job.site is not None
-        self.site = job.site
+        self.site = job.shared_site
         self._grouped = job.distribution == "peer"
         self._files = {file.path: file for file in manifest.files}
         self._patience = job.limits.give_up
@@ -61,7 +60,7 @@ class Books:
         self._told: set[str] = set()
 
     def offer(self, path: str, origin: str, content: bytes) -> None:
-        """Put a file on offer, with its torrent or without; the tracker knows it before anybody hears of it. Raises KeyError, ValueError."""
+        """Note what an origin has, with its torrent or without; the others hear of a torrent when its origin confirms it. Raises KeyError, ValueError."""
         if origin not in self.site.origins:
             raise KeyError(origin)
         file = self._files[path]
@@ -77,21 +76,20 @@ class Books:
         with self._lock:
             return self._torrents[info_hash]
 
-    def confirm(self, leader: str, info_hash: str) -> None:
-        """The tracker of a group's leader knows the hash."""
+    def confirm(self, host: str, info_hash: str) -> None:
+        """An origin is among the peers of the torrent, or the tracker of a group's leader knows it: who had asked before would have met nobody."""
         with self._lock:
-            self._confirmed.setdefault(leader, set()).add(info_hash)
+            self._confirmed.setdefault(host, set()).add(info_hash)
 
     def news(self, host: str) -> News:
         """What the host may fetch: in a group with a living leader, what that one's tracker knows. Raises KeyError."""
         with self._lock:
             leader = self.site.leader(self.site.hosts[host].group)
             led = self._grouped and host != leader and self._leads(leader)
-            known = self._confirmed.get(leader, set()) if led else None
             offers = {
                 path: offer
                 for path, offer in self._offers.items()
-                if known is None or not offer.info_hash or offer.info_hash in known
+                if host == offer.origin or self._shown(offer, {offer.origin, leader} if led else {offer.origin})
             }
             failed = {name: self._field(name, "error", "") for name in self.site.origins if self._failed(name)}
             if self.site.exchange in failed:
@@ -133,6 +131,9 @@ class Books:
         """What the controller reads."""
         with self._lock:
             return {"hosts": dict(self._accounts), "files": len(self._files), "offered": len(self._offers)}
+
+    def _shown(self, offer: Offer, confirming: t.Iterable[str]) -> bool:
+        return not offer.info_hash or all(offer.info_hash in self._confirmed.get(host, ()) for host in confirming)
 
     def _field(self, host: str, name: str, default: t.Any) -> t.Any:
         return (self._accounts[host] or {}).get(name, default)

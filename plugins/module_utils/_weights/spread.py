@@ -32,6 +32,8 @@ from .web import Web
 TURN, QUESTIONS = 1.0, 100
 #: Seconds between two accounts of the same phase, two looks at what else the host does, and between two introductions of a leader to its group.
 REPORT, LOOK, INTRODUCTION = 4, 10, 900
+#: Seconds from the time when a peer is at work until its tracker knows it.
+MOMENT = 0.5
 #: Seconds for which the failure of an origin means nothing to a host that has just begun: it may be of the run before.
 STALE = 30
 #: Seconds that the exchange waits for everybody to hear how it ended.
@@ -60,6 +62,9 @@ class Carrier(t.Protocol):
     def serve(self, file: File, description: bytes, address: str, /) -> None:
         """Give others the file; `address` is the tracker's or the origin's."""
 
+    def serves(self, file: File, /) -> bool:
+        """Whether others can get the file from here by now."""
+
     def receive(self, file: File, description: bytes, address: str, /) -> None:
         """Get the file from others."""
 
@@ -83,12 +88,11 @@ class Spread:
     """With the distributions peer and http all of it; with the others no more than the hosts' accounts of themselves."""
 
     def __init__(self, job: Job, manifest: Manifest) -> None:
-        assert job.site is not None
-        self._job, self._manifest, self._site = job, manifest, job.site
+        self._job, self._manifest, self._site = job, manifest, job.shared_site
         self._files = {file.path: file for file in manifest.files}
         self._folder = job.state / "spread"
-        self._own = addresses.own(job.site, job.host)
-        self._client = Client(job.site, job.host)
+        self._own = addresses.own(self._site, job.host)
+        self._client = Client(self._site, job.host)
         self._carrier = (
             CARRIERS[job.distribution](job, manifest, self._folder) if job.distribution in CARRIERS else None
         )
@@ -108,6 +112,8 @@ class Spread:
         self._started = self._heard = time.monotonic()
         self._looked = -float(LOOK)
         self._introduced: dict[str, float] = {}
+        self._serving: dict[str, float] = {}
+        self._confirmed: set[str] = set()
         self._tree = self._folder
         self._met = ""
 
@@ -239,6 +245,7 @@ class Spread:
         self._follow(self._carrier, news)
         if self._tracker and not self._exchange and isinstance(self._carrier, Swarm):
             self._lead(self._tracker, self._carrier, news)
+        self._confirm(self._carrier, news)
         return self._offer_next(self._carrier, news)
 
     def _tell(self) -> None:
@@ -271,6 +278,16 @@ class Spread:
                 self._introduced[offer.info_hash] = time.monotonic()
             if known is None:
                 self._client.confirm(offer.info_hash)
+
+    def _confirm(self, carrier: Carrier, news: News) -> None:
+        """As an origin: let the others see what is served here, a moment later, since a peer's own announcement takes one."""
+        mine = {offer.info_hash: path for path, offer in news.offers.items() if offer.origin == self._job.host}
+        for info_hash in mine.keys() - self._confirmed - {""}:
+            if carrier.serves(self._files[mine[info_hash]]):
+                since = self._serving.setdefault(info_hash, time.monotonic())
+                if time.monotonic() - since >= MOMENT:
+                    self._client.confirm(info_hash)
+                    self._confirmed.add(info_hash)
 
     def _follow(self, carrier: Carrier, news: News) -> None:
         """Serve and receive what is on offer, in an order of this host's own: so hosts have something to give each other from the beginning."""

@@ -14,13 +14,13 @@ from pathlib import Path, PurePosixPath
 
 from . import addresses, children, torrent
 from .children import Child, ChildError
-from .job import Job, Site
+from .job import Job
 from .manifest import File, Manifest
 
 #: Files that one process receives at a time; those that it has are served besides.
 DOWNLOADS = 4
-#: Announcements a second that a tracker gets from a whole site, and the seconds between two of the same torrent at least. Each lets a peer call all others
-#: anew, and aria2 takes three calls a round: with 10 seconds all of them stood still for that alone.
+#: Announcements a second that a tracker gets from a whole site, and the seconds between two of the same torrent at least. After each a peer calls all that
+#: it does not know, though an aria2 takes no more than three calls a second: with 10 seconds nobody got through any more.
 ANNOUNCEMENTS, INTERVAL = 500, 120
 #: Seconds that an answer may take.
 PATIENCE = 20
@@ -129,15 +129,14 @@ class Swarm:
     """All processes of this host. The caller's one thread adds files and asks how far they are."""
 
     def __init__(self, job: Job, manifest: Manifest, folder: Path) -> None:
-        assert job.site is not None
-        self._site: Site = job.site
+        self._site = job.shared_site
         self._tree = folder / "tree"
         largest_first = sorted(manifest.files, key=lambda file: (-file.size, file.path))
-        processes = min(job.site.processes, len(largest_first))
+        processes = min(self._site.processes, len(largest_first))
         self._number = {file: index % processes for index, file in enumerate(largest_first)}
-        interval = max(INTERVAL, len(job.site.hosts) * len(largest_first) // ANNOUNCEMENTS)
-        own = addresses.own(job.site, job.host)
-        self._peers = [Peer(folder, own, job.site.peer_port(number), interval) for number in range(processes)]
+        interval = max(INTERVAL, len(self._site.hosts) * len(largest_first) // ANNOUNCEMENTS)
+        own = addresses.own(self._site, job.host)
+        self._peers = [Peer(folder, own, self._site.peer_port(number), interval) for number in range(processes)]
         self._gids: dict[File, str] = {}
         self._receiving: set[File] = set()
         self._upload = -1
@@ -167,6 +166,11 @@ class Swarm:
         """Give others a file that lies proved below the tree."""
         self._add(file, description, tracker, {"bt-seed-unverified": "true", "check-integrity": "false"})
 
+    def serves(self, file: File) -> bool:
+        """Whether the file's peer is at work, and may be called by others."""
+        gid = self._gids.get(file)
+        return gid is not None and self._status(file, gid) == "active"
+
     def receive(self, file: File, description: bytes, tracker: str) -> None:
         """Get a file from others, without what of it is right already, and serve it from the first piece on."""
         self._add(file, description, tracker, {})
@@ -179,7 +183,7 @@ class Swarm:
         self.received.pop(file, None)
         peer.call("forceRemove", gid)
         deadline = time.monotonic() + PATIENCE
-        while peer.call("tellStatus", gid, ["status"])["status"] == "active":
+        while self._status(file, gid) == "active":
             if time.monotonic() > deadline:
                 raise ChildError(f"aria2c does not let go of {file.path}")
             time.sleep(0.05)
@@ -228,6 +232,9 @@ class Swarm:
         content = base64.b64encode(description).decode()
         self._peers[self._number[file]].call("addTorrent", content, [], every | options)
         self._gids[file] = gid
+
+    def _status(self, file: File, gid: str) -> str:
+        return str(self._peers[self._number[file]].call("tellStatus", gid, ["status"])["status"])
 
     def _restart(self, number: int) -> None:
         self._peers[number].start()

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from . import children
-from .children import Child
+from .children import Child, ChildError
 
 #: Seconds that an answer may take.
 PATIENCE = 10
@@ -41,7 +41,8 @@ class Tracker:
     def allow(self, info_hash: str) -> None:
         """Put the torrent on the list, and return when it counts; raises children.ChildError."""
         with self._lock:
-            assert self._child is not None
+            if self._child is None:
+                raise ChildError("the tracker has not been started")
             if info_hash in self._allowed:
                 return
             # Written beside it first: opentracker may read the list at any moment.

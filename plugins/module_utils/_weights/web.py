@@ -50,15 +50,14 @@ class Web:
     """nginx where this host is an origin, and what comes from other origins."""
 
     def __init__(self, job: Job, manifest: Manifest, folder: Path) -> None:
-        assert job.site is not None
-        self._site = job.site
+        self._site = job.shared_site
         self._manifest = manifest
         self._folder = folder
         self._tree = folder
         self._limits = dataclasses.replace(job.limits, download=0, connections=1)
-        self._own = addresses.own(job.site, job.host)
+        self._own = addresses.own(self._site, job.host)
         self._connections = job.limits.connections
-        self._serves = job.host in job.site.origins
+        self._serves = job.host in self._site.origins
         self._rate = 0
         self._child: Child | None = None
         self._stop = threading.Event()
@@ -92,6 +91,10 @@ class Web:
     def serve(self, file: File, _description: bytes, _origin: str) -> None:
         """Nothing more: nginx serves what lies below the tree, and who asks knows what is proved."""
         self._known.add(file)
+
+    def serves(self, file: File) -> bool:
+        """Whether others may ask for it."""
+        return file in self._known
 
     def receive(self, file: File, _description: bytes, origin: str) -> None:
         """Fetch the file from the origin at this address, when its turn comes."""

@@ -63,6 +63,8 @@ def test_an_offer_is_on_the_tracker_before_anybody_hears_of_it(tmp_path: Path) -
     )
     books.offer(LARGE, "a", torrent(LARGE))
     assert heard == [{}]
+    assert LARGE not in books.news("b").offers
+    books.confirm("a", books.news("a").offers[LARGE].info_hash)
     assert books.news("b").offers[LARGE].origin == "a"
 
 
@@ -75,17 +77,25 @@ def test_what_is_no_torrent_of_the_file_is_not_offered(groups: Books) -> None:
     assert not groups.news("a2").offers
 
 
+def serve(books: Books, path: str, origin: str) -> str:
+    """Have an origin offer and serve a file; its hash."""
+    books.offer(path, origin, torrent(path))
+    info_hash = books.news(origin).offers[path].info_hash
+    books.confirm(origin, info_hash)
+    return info_hash
+
+
 def test_a_group_hears_of_what_its_leaders_tracker_knows(groups: Books) -> None:
-    groups.offer(LARGE, "a1", torrent(LARGE))
+    info_hash = serve(groups, LARGE, "a1")
     assert [groups.news(host).tracker for host in GROUPS] == ["a1", "a1", "a1", "b1"]
     assert [LARGE in groups.news(host).offers for host in GROUPS] == [True, True, True, False]
-    groups.confirm("b1", groups.news("b1").offers[LARGE].info_hash)
+    groups.confirm("b1", info_hash)
     assert LARGE in groups.news("b2").offers
 
 
 @pytest.mark.parametrize("end", ["silent", "failed"])
 def test_a_group_without_its_leader_turns_to_the_exchanges_tracker(groups: Books, clock: Time, end: str) -> None:
-    groups.offer(LARGE, "a1", torrent(LARGE))
+    serve(groups, LARGE, "a1")
     groups.account("b1", account("failed" if end == "failed" else "receiving"))
     clock.now += module.SILENCE * (end == "silent")
     news = groups.news("b2")
@@ -154,6 +164,7 @@ def test_hosts_trade_through_it(served: Neighbours) -> None:
     a, b = client(served, "a"), client(served, "b")
     for path in (LARGE, "a name/with %20 and ü.txt"):
         a.offer(path, torrent(path))
+        a.confirm(a.news().offers[path].info_hash)
         offer = b.news().offers[path]
         assert (offer.origin, b.torrent(offer.info_hash)) == ("a", torrent(path))
     assert b.report(account("complete", bytes=7)) is True
