@@ -387,7 +387,8 @@ class Story:
     tables: dict[str, str]
 
 
-SITE = {"fleet_release": "sharded", "fleet_model_sources": [HUB]}
+# The controller may be lost before the others have begun; the exchange waits for them as long as they would for a source.
+SITE = {"fleet_release": "sharded", "fleet_model_sources": [HUB], "model_fetch_give_up": 180}
 RACKS = {host: {"model_group": f"rack-{number // 2}"} for number, host in enumerate(HOSTS)}
 
 
