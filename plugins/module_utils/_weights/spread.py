@@ -282,6 +282,7 @@ class Spread:
     def _confirm(self, carrier: Carrier, news: News) -> None:
         """As an origin: let the others see what is served here, a moment later, since a peer's own announcement takes one."""
         mine = {offer.info_hash: path for path, offer in news.offers.items() if offer.origin == self._job.host}
+        self._confirmed &= mine.keys()  # an exchange that was started anew has forgotten what it knew
         for info_hash in mine.keys() - self._confirmed - {""}:
             if carrier.serves(self._files[mine[info_hash]]):
                 since = self._serving.setdefault(info_hash, time.monotonic())
