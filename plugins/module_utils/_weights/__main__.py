@@ -54,7 +54,7 @@ def _run(arguments: list[str]) -> int:
             case ["fetch", job]:
                 fetch(Job.load(Path(job)))
             case ["inspect", job]:
-                print(json.dumps(inspect(Job.load(Path(job)))))
+                sys.stdout.write(json.dumps(inspect(Job.load(Path(job)))) + "\n")
             case ["prove", job]:
                 prove(Job.load(Path(job)))
             case ["check", folder]:
@@ -64,10 +64,10 @@ def _run(arguments: list[str]) -> int:
             case ["firewall", job, "down"]:
                 firewall.down(Job.load(Path(job)))
             case _:
-                print(__doc__, file=sys.stderr)
+                sys.stderr.write(f"{__doc__}\n")
                 return 2
     except (FetchError, FirewallError, JobError, ManifestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
 
@@ -81,4 +81,4 @@ def _check(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

@@ -19,7 +19,7 @@ from .job import Job
 from .manifest import File, Manifest
 from .progress import Progress
 from .proof import altered, difference, differences, end, is_complete, look, processes
-from .reporter import Reporter
+from .reporter import Reporter, say
 from .spread import Spread, SpreadError
 from .transfer import Transfer, TransferError
 
@@ -136,7 +136,7 @@ class _Work:
             disk.reveal(job, self._manifest, self._root, self._stamp())
             self._root = job.destination
             self._spread.moved(self._root)
-        print(f"{job.destination} is complete: {len(files)} files, {self._manifest.bytes} bytes proved", flush=True)
+        say(f"{job.destination} is complete: {len(files)} files, {self._manifest.bytes} bytes proved")
 
     def _prove_all(self, files: t.Iterable[File]) -> dict[File, str]:
         """Prove files that are there; how the others differ."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import sys
 import threading
 import time
 import typing as t
@@ -79,8 +80,14 @@ class Reporter:
     def _log(self) -> None:
         text = line(self._progress)
         if text != self._logged:
-            print(text, flush=True)
+            say(text)
         self._logged = text
+
+
+def say(text: str) -> None:
+    """Write a line for the journal, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def line(progress: Progress) -> str:
