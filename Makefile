@@ -22,7 +22,7 @@ setup: ## .venv with everything that the other verbs need; once per content of r
 demo: setup ## two hosts in containers, from bare to answering chat completions
 	@$(TESTBED).demo
 
-test: setup ## every gate: the fast ones, ansible-test sanity, the tarball, the test bed, every molecule scenario
+test: setup ## every gate: the fast ones, ansible-test sanity, the tarball, every molecule scenario (ONLY=molecule/site: one)
 	@$(RUN) $(ONLY)
 
 gates: setup ## the fast gates: linters, types, syntax, spec and unit tests
@@ -37,8 +37,8 @@ sanity: setup ## ansible-test sanity, without containers and without Ansible's s
 unit: setup ## unit and spec tests
 	@$(RUN) unit
 
-molecule: setup ## the test bed and every molecule scenario on it
-	@$(RUN) testbed molecule
+molecule: setup ## every molecule scenario, with the containers that it needs
+	@$(RUN) molecule
 
 bench: demo ## what a converged fleet costs, in bench/results.json too; BENCH="release --hosts 4": a mirror against pip
 	@$(VENV)/python -m bench.run $(BENCH)

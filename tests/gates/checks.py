@@ -4,16 +4,12 @@
 from __future__ import annotations
 
 import os
-import re
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from gates.shell import ROOT, GateError, Shell, fail_with, files
-
-_DEPRECATION = "[DEPRECATION WARNING]"
-FLEETS = ("airgap", "molecule", "hardware", "weights")
 
 
 def venv(shell: Shell) -> None:
@@ -112,41 +108,3 @@ def unit(shell: Shell) -> None:
         *[path for path in ("tests/unit", "tests/spec") if (ROOT / path).is_dir()],
         env={"COLUMNS": "160"},
     )
-
-
-def testbed(shell: Shell) -> None:
-    """Bring the fleets of the molecule scenarios up, bare: what an earlier run left would hide a missing step."""
-    for fleet in FLEETS:
-        shell.run("python", "-m", "testbed", "up", "--fleet", fleet, "--bare", env={"PYTHONPATH": "tests"})
-
-
-def own_deprecations(lines: list[str]) -> list[str]:
-    """The deprecation warnings of ansible-core in `lines` that come from this tree: `<warning> (<origin>)`, each once."""
-    found: dict[str, None] = {}
-    for number, line in enumerate(lines):
-        if _DEPRECATION not in line:
-            continue
-        following = lines[number + 1 : number + 12]
-        origin = next((match[1] for text in following if (match := re.match(r"\s*Origin: (.+)", text))), "")
-        ours = origin.startswith(f"{ROOT}/") and not origin.startswith(f"{ROOT}/.venv/")
-        if ours or "h20.fleet" in line:
-            found[f"{line.split(_DEPRECATION, 1)[1].lstrip(': ')} ({origin or 'no origin'})"] = None
-    return list(found)
-
-
-def molecule(shell: Shell) -> None:
-    """Run every scenario; one that tests nothing is a failure, and so is a deprecation that our own tree causes."""
-    if not files("molecule/*/molecule.yml"):
-        raise GateError("there is no scenario in molecule/")
-    lines = shell.run(
-        "molecule",
-        "test",
-        "--all",
-        env={"MOLECULE_GLOB": "molecule/*/molecule.yml", "ANSIBLE_DEPRECATION_WARNINGS": "true", "PYTHONPATH": "tests"},
-        limit_s=7200,
-    )
-    fail_with([line for line in lines if "no tests found" in line], "scenarios without tests", shell)
-    fail_with(own_deprecations(lines), "deprecations in this tree", shell)
-    # Hosts on which a test failed stay, to be looked at.
-    for fleet in FLEETS:
-        shell.run("python", "-m", "testbed", "down", "--fleet", fleet, env={"PYTHONPATH": "tests"})
