@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import typing as t
 
 import pytest
@@ -102,6 +103,11 @@ def test_service_runs_as_its_own_user_and_starts_after_the_fabric_manager(host: 
     assert service.systemd_properties["KillMode"] == "mixed"
     assert service.systemd_properties["NoNewPrivileges"] == "yes"
     assert service.systemd_properties["ProtectSystem"] == "strict"
+    exposure = re.search(
+        r"Overall exposure level for \S+: ([0-9.]+)", host.check_output(f"systemd-analyze security --no-pager {UNIT}")
+    )
+    assert exposure
+    assert float(exposure[1]) <= 2.5
     user = host.user("vllm")
     assert user.shell == "/usr/sbin/nologin"
     assert user.uid < 1000
