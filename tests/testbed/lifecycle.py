@@ -30,6 +30,7 @@ from testbed import (
     image,
     interpreter,
     kernel_log,
+    limits,
     nvidia,
     say,
 )
@@ -48,6 +49,7 @@ def up(fleet: Fleet, watch: Stopwatch, bare: bool = False) -> None:
         if bare:
             down(client, fleet.name)
         refuse_strangers(client, fleet)
+        limits.ensure(len(fleet.hosts))
     with watch.stage("image"):
         reference = image.ensure(client)
     with watch.stage("services"):
@@ -142,6 +144,7 @@ def clean(client: DockerClient | None) -> None:
     known = engine.recorded()
     for name in fleets_there(client):
         down(client, name)
+    limits.restore()
     remove_tree(client, STATE)
     for volume in client.volumes.list(filters={"label": f"{LABEL}=cache"}):
         attempt(str(volume.name), volume.remove)
