@@ -47,13 +47,12 @@ class Shell:
     """The commands of one gate.
 
     `step` is a pattern whose first group names the step that a line of output begins; `steps` collects (name, start in seconds since
-    the epoch), so that a long gate can tell where its time went. `prefix` begins every line on the terminal.
+    the epoch), so that a long gate can tell where its time went.
     """
 
     log: TextIO
     live: bool
     step: re.Pattern[str] | None = None
-    prefix: str = ""
     steps: list[tuple[str, float]] = field(default_factory=list)
 
     def say(self, text: str) -> None:
@@ -62,7 +61,7 @@ class Shell:
         self.log.write(plain + "\n")
         self.log.flush()
         if self.live and not _NOISE.search(plain):
-            print(f"{self.prefix}{plain}", flush=True)
+            print(plain, flush=True)
         if self.step and (match := self.step.search(plain)) and (not self.steps or self.steps[-1][0] != match[1]):
             self.steps.append((match[1], time.time()))
 
