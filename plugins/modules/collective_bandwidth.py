@@ -151,7 +151,7 @@ import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.h20.fleet.plugins.module_utils import _programs
+from ansible_collections.h20.fleet.plugins.module_utils import _jobs, _programs
 
 GIB = 1024**3
 #: Seconds that the program has for ending its ranks itself before it is killed with all of them.
@@ -239,13 +239,6 @@ def write_state(module: AnsibleModule, path: Path, kept: Document) -> None:
     module.atomic_move(str(text), str(path))
 
 
-def replicas() -> list[str]:
-    """Units of vLLM that hold the GPUs or are about to."""
-    states = "--state=active,activating,reloading,deactivating"
-    answer = _programs.run(["systemctl", "list-units", "vllm@*.service", states, "--plain", "--no-legend"])
-    return [line.split()[0] for line in answer.out.splitlines() if line.strip()]
-
-
 def measure(params: Params, ranks: int) -> Document:
     """Run the program; raises ValueError with its own words where it fails, hangs or prints something else."""
     command = [params["python"], params["program"], f"--ranks={ranks}", f"--backend={params['backend']}"]
@@ -325,7 +318,7 @@ def settle(module: AnsibleModule, params: Params, wanted: Document, result: Docu
                 f"the bandwidth between the GPUs was proved before a change ({result['reason']})"
                 " -> at the next stop of the replicas run the stage again: --tags nccl"
             )
-    elif running := replicas():
+    elif running := _jobs.replicas():
         message = (
             f"the bandwidth between the GPUs is not measured ({result['reason']}), because {', '.join(running)} uses them"
             " -> stop it and run the stage again: --tags nccl"
