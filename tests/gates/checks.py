@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from gates.shell import ROOT, GateError, Shell, fail_with, files
 
 _DEPRECATION = "[DEPRECATION WARNING]"
-FLEETS = ("airgap", "molecule", "hardware", "weights")
+FLEETS = ("acceptance", "airgap", "molecule", "hardware", "weights")
 
 
 def venv(shell: Shell) -> None:
