@@ -154,11 +154,11 @@ def main(arguments: list[str]) -> int:
     for gate in chosen:
         if options.fast and not gate.fast:
             continue
-        print(f"{gate.name:<14}..." if gate.fast else f"\n--- {gate.name}: {gate.about}", flush=True)
+        print(f"{gate.name:<13} ..." if gate.fast else f"\n--- {gate.name}: {gate.about}", flush=True)
         outcome = run_gate(gate, {done.gate.name for done in outcomes if done.error})
         outcomes.append(outcome)
         ended = f"FAILED: {outcome.error}" if outcome.error else "passed"
-        print(f"{gate.name:<14}{ended} ({outcome.seconds:.1f} s)", flush=True)
+        print(f"{gate.name:<13} {ended} ({outcome.seconds:.1f} s)", flush=True)
     report(outcomes)
     return int(any(outcome.error for outcome in outcomes))
 
