@@ -27,6 +27,11 @@ options:
     type: list
     elements: int
     default: []
+  devices:
+    description: Patterns of device files of which is told who has them open.
+    type: list
+    elements: str
+    default: []
 extends_documentation_fragment: [h20.fleet.attributes.read_only]
 author:
   - h20.fleet maintainers (@h20-fleet)
@@ -74,9 +79,16 @@ ports:
   returned: always
   type: dict
   sample: {"8000": {pid: 812, command: nginx, unit: nginx.service}}
+devices:
+  description: Processes that have one of the devices open (pid, command and systemd unit), ordered by pid.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{pid: 4711, command: python3, unit: session-1.scope}]
 """
 
 import contextlib
+import fnmatch
 import os
 import platform
 import typing as t
@@ -129,12 +141,26 @@ def listeners(proc: Path, ports: t.Iterable[int]) -> dict[str, dict[str, t.Any]]
     for process in proc.glob("[0-9]*"):
         with contextlib.suppress(OSError):  # a process may end at any moment
             for port in {sockets[link] for link in _descriptors(process) if link in sockets}:
-                found[str(port)] = {
-                    "pid": int(process.name),
-                    "command": (process / "comm").read_text(encoding="utf-8").strip(),
-                    "unit": _unit((process / "cgroup").read_text(encoding="utf-8")),
-                }
+                found[str(port)] = _described(process)
     return found
+
+
+def users(proc: Path, patterns: t.Collection[str]) -> list[dict[str, t.Any]]:
+    """Processes that have a file open whose path one of the patterns matches."""
+    found = []
+    for process in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)) if patterns else ():
+        with contextlib.suppress(OSError):  # a process may end at any moment
+            if any(fnmatch.fnmatch(link, pattern) for link in _descriptors(process) for pattern in patterns):
+                found.append(_described(process))
+    return found
+
+
+def _described(process: Path) -> dict[str, t.Any]:
+    return {
+        "pid": int(process.name),
+        "command": (process / "comm").read_text(encoding="utf-8").strip(),
+        "unit": _unit((process / "cgroup").read_text(encoding="utf-8")),
+    }
 
 
 def _descriptors(process: Path) -> set[str]:
@@ -158,6 +184,7 @@ def main() -> None:
             "filesystems": {"type": "list", "elements": "path", "default": []},
             "trees": {"type": "list", "elements": "path", "default": []},
             "ports": {"type": "list", "elements": "int", "default": []},
+            "devices": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -170,6 +197,7 @@ def main() -> None:
         filesystems={path: filesystem(Path(path)) for path in module.params["filesystems"]},
         trees={path: tree(Path(path)) for path in module.params["trees"]},
         ports=listeners(Path("/proc"), module.params["ports"]),
+        devices=users(Path("/proc"), module.params["devices"]),
     )
 
 

@@ -154,3 +154,14 @@ def test_the_module_finds_the_socket_of_this_process(
     )
     assert set(result["os"]) == {"id", "version_id"}
     assert result["memory_bytes"] > 2**20
+
+
+def test_users_of_devices_are_named_by_pattern(proc: Proc) -> None:
+    proc.process(4711, "python3", "0::/user.slice/session-1.scope", "/dev/null", "/dev/nvidia3")
+    proc.process(900, "exporter", "0::/system.slice/exporter.service", "/dev/nvidia-caps/nvidia-cap1")
+    proc.process(901, "bash", "0::/", "/dev/null", "/var/log/nvidia")
+    assert host_info.users(proc.root, ["/dev/nvidia*"]) == [
+        {"pid": 900, "command": "exporter", "unit": "exporter.service"},
+        {"pid": 4711, "command": "python3", "unit": "session-1.scope"},
+    ]
+    assert host_info.users(proc.root, []) == []
