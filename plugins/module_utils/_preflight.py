@@ -66,6 +66,7 @@ def findings(host: Facts, gpu: Facts, model: Facts, need: Facts) -> list[Finding
         *_packages(gpu, need),
         *_driver(gpu, need),
         *_gpus(gpu, need),
+        *(_peers(gpu) if need["nodes"] == "multi" else ()),
         *_model(gpu, model, need),
         *(_disk(host, need) if host else ()),
         *(_ports(host, need) if host else ()),
@@ -460,6 +461,25 @@ def _links(gpu: Facts, need: Facts, profile: Facts) -> t.Iterator[Finding]:
             REFUSE,
             f"the fabric failed: {_some(failed)}",
             "read the journal of nvidia-fabricmanager and power-cycle the host; if it returns, have the board looked at",
+        )
+
+
+def _peers(gpu: Facts) -> t.Iterator[Finding]:
+    """What keeps GPUs and adapters from talking directly. It slows down a replica over several hosts, or hangs it, and touches no other."""
+    redirecting = [f"{port['address']} ({', '.join(port['redirects'])})" for port in gpu["pcie"]["redirecting"]]
+    if redirecting:
+        yield Finding(
+            "PCIE-ACS",
+            WARN,
+            f"switches above GPUs and adapters send what these send each other to the root complex: {_some(redirecting)}",
+            "turn ACS off in the firmware (or IO virtualization with it), or by setpci after each boot",
+        )
+    if gpu["pcie"]["translated"]:
+        yield Finding(
+            "PCIE-IOMMU",
+            WARN,
+            f"an IOMMU translates the addresses of {_some(gpu['pcie']['translated'])}",
+            "boot with iommu=pt on the kernel's command line, or turn IO virtualization off in the firmware",
         )
 
 

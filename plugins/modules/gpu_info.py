@@ -173,6 +173,20 @@ infiniband:
       description: PCI address of the adapter.
       type: str
       sample: "0000:1a:00.0"
+pcie:
+  description: What stands between GPUs and adapters that talk directly over PCIe.
+  returned: always
+  type: dict
+  contains:
+    redirecting:
+      description: Downstream ports of switches above them that send what they send each other to the root complex (ACS), each with address and redirects.
+      type: list
+      elements: dict
+      sample: [{address: "0000:19:00.0", redirects: [ReqRedir, CmpltRedir]}]
+    translated:
+      description: GPUs and adapters whose addresses an IOMMU translates.
+      type: list
+      elements: str
 kernel:
   description: The running kernel.
   returned: always
@@ -465,6 +479,7 @@ from ansible_collections.h20.fleet.plugins.module_utils import (
     _hardware,
     _kernel_log,
     _nvidia_smi,
+    _pcie,
     _programs,
     _sysfs,
 )
@@ -482,13 +497,15 @@ def describe(params: t.Mapping[str, t.Any], run: _programs.Runner | None) -> dic
     smi, smi_error = read_smi(params, run)
     if params["capture"] and smi and not (root / _sysfs.PCI_DEVICES).is_dir():
         gpus = _nvidia_smi.pci_gpus(smi)
+    adapters = _sysfs.infiniband(root)
     packages = _dpkg.parse_packages(run(_dpkg.QUERY, _programs.TIMEOUT).out) if run else []
     return {
         "profile": _hardware.match_profile(profiles, gpus, smi),
         "profiles": profiles,
         "pci_gpus": gpus,
         "pci_nvswitches": nvswitches,
-        "infiniband": _sysfs.infiniband(root),
+        "infiniband": adapters,
+        "pcie": _pcie.peer_to_peer(root, [entry["address"] for entry in (*gpus, *adapters) if entry["address"]]),
         "kernel": _sysfs.kernel(root) | {"metapackages": _dpkg.kernel_metapackages(packages)},
         "module": _sysfs.loaded_module(root) | {"installed_version": installed_module(run)},
         "userspace_version": _sysfs.userspace_version(root),

@@ -67,6 +67,11 @@ options:
         description: Least RAM in GiB.
         type: int
         default: 0
+      nodes:
+        description: Hosts that a replica spans. What keeps GPUs and adapters from talking directly matters to V(multi) alone.
+        type: str
+        choices: [single, multi]
+        default: single
       model_root:
         description: Folder of the weights, one of the filesystems of O(host).
         type: str

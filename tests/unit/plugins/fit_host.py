@@ -99,6 +99,7 @@ def fit() -> dict[str, Facts]:
             "fabric_manager": {"version": DRIVER, "active": True},
             "packages": [package("nvidia-open", f"{DRIVER}-1ubuntu1", "nvidia")],
             "runfile": False,
+            "pcie": {"redirecting": [], "translated": []},
             "dpkg": {"interrupted": [], "lock_holder": None},
             "smi": {
                 "driver_version": DRIVER,
@@ -124,6 +125,7 @@ def fit() -> dict[str, Facts]:
             "driver_replace": False,
             "secure_boot_enrolled": False,
             "memory_gib": 1024,
+            "nodes": "single",
             "model_root": "/data/models",
             "model_path": MODEL,
             "model_bytes": MODEL_BYTES,

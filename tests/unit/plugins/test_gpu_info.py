@@ -147,6 +147,7 @@ def test_a_host_without_any_program_or_file_is_described_all_the_same(tmp_path: 
         "pci_gpus": [],
         "pci_nvswitches": [],
         "infiniband": [],
+        "pcie": {"redirecting": [], "translated": []},
         "kernel": {"release": "", "headers": False, "secure_boot": None, "metapackages": []},
         "module": {"loaded_version": "", "installed_version": "", "open": None, "nouveau": False},
         "userspace_version": "",

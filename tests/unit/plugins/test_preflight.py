@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 from ansible_collections.h20.fleet.plugins.module_utils import _preflight, _profiles
 from unit.plugins.fit_host import (
+    ADDRESSES,
     DEEPSEEK,
     DRIVER,
     GIB,
@@ -99,6 +100,7 @@ class Case(NamedTuple):
     beside: tuple[str, ...] = ()
 
 
+PORT = {"address": "0000:19:00.0", "redirects": ["ReqRedir", "CmpltRedir"]}
 CASES = [
     Case(
         "OS", REFUSE, {"host.os.version_id": "20.04"}, "ubuntu 20.04 is none of debian 12, ubuntu 22.04, ubuntu 24.04"
@@ -283,6 +285,12 @@ CASES = [
         "failed: 0000:18:00.0 Insufficient Resources",
     ),
     Case("FABRIC", None, {"gpu.smi.gpus.*.fabric_state": None, "gpu.smi.gpus.*.fabric_status": None}),
+    Case(
+        "PCIE-ACS", WARN, {"need.nodes": "multi", "gpu.pcie.redirecting": [PORT]}, "0000:19:00.0 (ReqRedir, CmpltRedir)"
+    ),
+    Case("PCIE-ACS", None, {"gpu.pcie.redirecting": [PORT]}),
+    Case("PCIE-IOMMU", WARN, {"need.nodes": "multi", "gpu.pcie.translated": ADDRESSES}, f"{ADDRESSES[3]} and 4 more"),
+    Case("PCIE-IOMMU", None, {"gpu.pcie.translated": ADDRESSES}),
     Case(
         "MODEL-SOURCE",
         REFUSE,

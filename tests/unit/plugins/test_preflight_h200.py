@@ -37,6 +37,7 @@ def test_judged_again_it_is_refused_for_the_same_reasons(release: dict[str, dict
         "driver_replace": False,
         "secure_boot_enrolled": False,
         "memory_gib": 512,
+        "nodes": "single",
         "model_root": "/data/models",
         "model_path": path,
         "model_bytes": release["model"]["bytes"],
