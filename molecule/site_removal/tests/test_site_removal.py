@@ -110,7 +110,7 @@ def test_weights_stay_until_they_are_asked_for(host: Host) -> None:
     weights = "/data/models/h20-fleet/tiny-deepseek-v3/current/config.json"
     assert host.file(weights).exists
     assert host.file(weights).user == "root"
-    arguments = ("--limit", REMOVED, "--tags", "model", "--extra-vars", '{"fleet_remove_models": true}')
+    arguments = ("--limit", REMOVED, "--tags", "model", "--extra-vars", "fleet_remove_models=true")
     run = play("remove", *arguments)
     assert run.rc == 0, run.output
     assert shell(REMOVED, "ls --almost-all /data/models") == ""
