@@ -116,16 +116,16 @@ def apply(host: Host, names: t.Sequence[str]) -> list[str]:
         host.ethtool("--set-channels", interface, "combined", str(wanted))
         said.append(f"{interface}: {wanted} queues, not {now}")
     before, moved = load(host.before), []
-    for interrupt, (now, wanted) in plan_interrupts(host, devices).items():
-        if now != wanted:
+    for interrupt, (place, cpu) in plan_interrupts(host, devices).items():
+        if place != cpu:
             try:
-                host.affinity(interrupt).write_text(f"{wanted}\n", encoding="ascii")
+                host.affinity(interrupt).write_text(f"{cpu}\n", encoding="ascii")
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
                 continue  # the kernel manages it
-            before.setdefault(str(interrupt), now)
-            said.append(f"interrupt {interrupt}: CPU {wanted}, not {now}")
+            before.setdefault(str(interrupt), place)
+            said.append(f"interrupt {interrupt}: CPU {cpu}, not {place}")
         moved.append(interrupt)
     save(host.before, before)
     host.moved.write_text("".join(f"{interrupt}\n" for interrupt in moved), encoding="ascii")
