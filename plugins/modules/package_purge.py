@@ -65,7 +65,7 @@ purged:
   elements: str
   sample: [aria2, libaria2-0]
 kept:
-  description: Packages that these stages asked for and that stay, because something else needs them.
+  description: Packages that these stages asked for and that stay, because something else needs them. They count as automatically installed from then on.
   returned: always
   type: list
   elements: str
@@ -141,13 +141,15 @@ def main() -> None:
             msg=f"what the collection brought of packages cannot be told: {error} -> mend that, then run it again"
         )
     rest = ledger.without(stages)
-    going = set() if module.params["holds_only"] else ledger.going(host, stages)
+    holds_only = module.params["holds_only"]
+    going = set() if holds_only else ledger.going(host, stages)
+    staying = set() if holds_only else (ledger.asked.keys() - rest.asked.keys() - going) & host.packages.keys()
     held = sorted((ledger.holds.keys() - rest.holds.keys()) & host.held)
-    after = _ledger.Ledger(ledger.before, ledger.asked, rest.holds) if module.params["holds_only"] else rest
+    after = _ledger.Ledger(ledger.before, ledger.asked, rest.holds) if holds_only else rest
     result: dict[str, t.Any] = {
         "changed": bool(going or held or after != ledger),
         "purged": sorted(going),
-        "kept": sorted((ledger.asked.keys() - rest.asked.keys() - going) & host.packages.keys()),
+        "kept": sorted(staying),
         "unheld": held,
         "diff": {
             "before": "".join([f"{name}\n" for name in sorted(going)] + [f"{name} is held\n" for name in held]),
@@ -185,6 +187,8 @@ def main() -> None:
         run(command(going, patience), "apt could not take the packages away")
         for archive in archives(Path(module.params["archives"]), going):
             archive.unlink(missing_ok=True)
+    if staying:
+        run(["apt-mark", "auto", *sorted(staying)], "what others need cannot be given to them")
     after.save(path)
     module.exit_json(**result)
 

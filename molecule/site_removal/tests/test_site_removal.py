@@ -37,7 +37,7 @@ REASONS = {
 #: What the operator has brought, with what it needs; dpkg's files of both, and its marks.
 THEIRS = {
     "packages": (r"(numactl|libnuma1):amd64 .* ii",),
-    "manual": ("numactl", "libnuma1"),
+    "manual": ("numactl",),
     "files": (
         r"/var/lib/dpkg/(info/(numactl|libnuma1(:amd64)?)\..*|status)",
         r"/var/cache/apt/archives/(numactl|libnuma1)_.*\.deb",

@@ -249,6 +249,15 @@ def test_packages_may_stay_without_their_holds(machine: Path) -> None:
     assert purge(machine, "nvidia_driver")["purged"] == ["fabricmanager"]
 
 
+def test_what_somebody_else_needs_stays_as_what_came_along_with_theirs(machine: Path) -> None:
+    with (machine / "bin/packages").open("a") as packages:
+        packages.write("their-tool\tamd64\tinstalled\t\taria2\t\t\n")
+    result = purge(machine, "model")
+    assert (result["purged"], result["kept"], result["changed"]) == ([], ["aria2"], True)
+    assert calls(machine) == ["apt-mark auto aria2"]
+    assert not purge(machine, "model")["changed"]
+
+
 def test_purge_refuses_what_apt_would_take_along(machine: Path) -> None:
     state(machine, showauto=["libaria2-0"], others=["their-tool:amd64"])
     result = purge(machine, "model")
