@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet in the engine: its network, its containers and the volume they share are made and found here, and asked what they print."""
+"""A fleet in the engine: its networks, its containers and the volumes they share are made and found here, and asked what they print."""
 
 from __future__ import annotations
 
@@ -76,6 +76,8 @@ def ensure_containers(
     """Make sure that all containers of the fleet run, several at a time, and return them by name."""
     if not client.volumes.list(filters={"name": CACHE}):
         client.volumes.create(CACHE, labels={LABEL: "cache"})
+    for name in fleet.volumes:
+        ensure_volume(client, fleet, name)
     for host in fleet.hosts:
         write_hardware(fleet, host)
     services = service_plans(fleet, where, reference)
@@ -88,6 +90,19 @@ def ensure_containers(
     for name, result in done.items():
         say(name, result.result())
     return {name: client.containers.get(name) for name in done}
+
+
+def ensure_volume(client: DockerClient, fleet: Fleet, name: str) -> None:
+    """Make sure that the volume `name`, which the fleet's hosts share, exists and is the fleet's."""
+    for volume in client.volumes.list(filters={"name": f"^{name}$"}):
+        owner = (volume.attrs["Labels"] or {}).get(ROOT_LABEL)
+        if owner == str(ROOT):
+            return
+        if not is_gone(owner):
+            raise SetupError(f"The volume {name} exists and is not this test bed's. Remove it: docker volume rm {name}")
+        volume.remove()
+        say(name, f"removed: its working copy {owner} is gone")
+    client.volumes.create(name, labels=fleet.labels)
 
 
 def write_hardware(fleet: Fleet, host: Host) -> None:
@@ -155,10 +170,11 @@ def existing(client: DockerClient, name: str) -> Container | None:
 
 
 def fleets_there(client: DockerClient) -> list[str]:
-    """Return the names of the fleets of this working copy that have a container or a network, be there a file for them or not."""
+    """Return the names of the fleets of this working copy that have a container, a network or a volume, be there a file for them or not."""
     ours: dict[str, Any] = {"label": f"{ROOT_LABEL}={ROOT}"}
     found = [container.labels for container in client.containers.list(all=True, filters=ours)]
     found += [labels_of(network) for network in client.networks.list(filters=ours)]
+    found += [dict(volume.attrs["Labels"]) for volume in client.volumes.list(filters=ours)]
     return sorted({labels[LABEL] for labels in found})
 
 

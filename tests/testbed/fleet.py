@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
@@ -31,10 +32,17 @@ class Host:
 
 @dataclass(frozen=True)
 class Fleet:
-    """A fleet as its file describes it."""
+    """A fleet as its file describes it: its hosts, and the folders that they have in common, each a volume."""
 
     name: str
     hosts: tuple[Host, ...]
+    shared: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what is no path of a folder."""
+        for folder in self.shared:
+            if not re.fullmatch(r"(/[\w.-]+)+", folder):
+                raise ValueError(f"shared has {folder!r}")
 
     @property
     def state(self) -> Path:
@@ -63,8 +71,13 @@ class Fleet:
         )
 
     @property
+    def volumes(self) -> dict[str, str]:
+        """The name of the volume -> the folder that its hosts share by it."""
+        return {f"{self.network}{folder.rstrip('/').replace('/', '-')}": folder for folder in self.shared}
+
+    @property
     def labels(self) -> dict[str, str]:
-        """The labels of its containers and its network."""
+        """The labels of its containers, its networks and its volumes."""
         return {LABEL: self.name, ROOT_LABEL: str(ROOT)}
 
 
@@ -84,14 +97,16 @@ def load(name: str) -> Fleet:
 def parse(name: str, text: str) -> Fleet:
     """Return the fleet that the YAML `text` describes: hosts: {<name>: {hardware: <description>}}.
 
-    A host may have `tmpfs`, {<path>: <options>}, and be `isolated`.
+    A host may have `tmpfs`, {<path>: <options>}, and be `isolated`. The fleet may have folders that its hosts share: shared: [<path>].
     """
     try:
-        hosts = yaml.safe_load(text)["hosts"]
-        return Fleet(name, tuple(Host(host, **settings) for host, settings in hosts.items()))
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        described = yaml.safe_load(text)
+        hosts = tuple(Host(host, **settings) for host, settings in described.pop("hosts").items())
+        return Fleet(name, hosts, **{key: tuple(value) for key, value in described.items()})
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise SetupError(
-            f"fleets/{name}.yml is not a fleet ({error}). Each host needs `hardware`, may have `tmpfs` and be `isolated`."
+            f"fleets/{name}.yml is not a fleet ({error}). Each host needs `hardware`, may have `tmpfs` and be `isolated`; "
+            "the fleet may have `shared`, a list of absolute paths."
         ) from error
 
 

@@ -114,7 +114,7 @@ def describe(client: DockerClient, fleet: Fleet, name: str, text: str) -> None:
 
 
 def down(client: DockerClient, name: str) -> None:
-    """Remove the containers, the network and the state of the fleet `name`. The image and the caches stay."""
+    """Remove the containers, the networks, the shared folders and the state of the fleet `name`. The image and the caches stay."""
     ours: dict[str, Any] = {"label": [f"{LABEL}={name}", f"{ROOT_LABEL}={ROOT}"]}
     containers = client.containers.list(all=True, filters=ours)
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -124,6 +124,9 @@ def down(client: DockerClient, name: str) -> None:
     for network in client.networks.list(filters=ours):
         network.remove()
         say(str(network.name), "removed")
+    for volume in client.volumes.list(filters=ours):
+        volume.remove()
+        say(str(volume.name), "removed")
     remove_tree(client, STATE / name)
     if not containers:
         say("fleet", f"{name} is not up")

@@ -44,11 +44,17 @@ def host_plan(fleet: Fleet, host: Host, address: str, reference: str, folders: S
     the part below the container's own cgroup. SYS_PTRACE lets root see who holds a port, as it does on a real host. vLLM asks for more shared memory than
     the engine's default. `folders` of this machine appear at their own paths.
 
+    What the fleet's hosts share (say one release's environment, too large for each of many hosts) is a volume.
+
     An isolated host shares nothing with others or with this machine, has no route out (testbed-hardware.service deletes it, see image.py) and no server of
     names: the engine's own would answer to those of containers.
     """
     parts = fleet.state / "hosts" / host.name
-    shared = [f"{CACHE}:/var/cache/h20-fleet:rw", *(f"{folder}:{folder}:ro" for folder in folders)]
+    shared = [
+        f"{CACHE}:/var/cache/h20-fleet:rw",
+        *(f"{volume}:{folder}:rw" for volume, folder in fleet.volumes.items()),
+        *(f"{folder}:{folder}:ro" for folder in folders),
+    ]
     options = {
         "image": reference,
         "hostname": host.name,

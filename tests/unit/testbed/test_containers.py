@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from docker import DockerClient
 from docker.errors import NotFound
-from testbed import ROOT_LABEL, SetupError, containers
+from testbed import ROOT, ROOT_LABEL, SetupError, containers
 from testbed.plans import Plan
 from unit.testbed.sample import DEMO
 
@@ -92,3 +92,29 @@ def test_what_a_deleted_working_copy_left_is_removed(tmp_path: Path) -> None:
     box = Box({ROOT_LABEL: str(tmp_path / "deleted")}, "running")
     assert containers.existing(engine_with(box)[0], "h20-01") is None
     assert box.calls == ["remove True"]
+
+
+class Folder:
+    """A volume of the engine as far as `ensure_volume` looks at it."""
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self.attrs, self.name, self.removed = {"Labels": dict(labels)}, "h20-demo-opt-vllm", False
+
+    def remove(self) -> None:
+        self.removed = True
+
+
+@pytest.mark.parametrize(
+    ("there", "created", "removed"), [(None, True, False), (str(ROOT), False, False), ("/deleted/copy", True, True)]
+)
+def test_a_shared_folder_is_made_once(there: str | None, created: bool, removed: bool) -> None:
+    folder, made = Folder({ROOT_LABEL: there} if there else {}), list[str]()
+    volumes = SimpleNamespace(list=lambda **_: [folder] if there else [], create=lambda name, **_: made.append(name))
+    containers.ensure_volume(cast(DockerClient, SimpleNamespace(volumes=volumes)), DEMO, folder.name)
+    assert (made == [folder.name], folder.removed) == (created, removed)
+
+
+def test_a_volume_of_someone_else_stops_the_test_bed() -> None:
+    volumes = SimpleNamespace(list=lambda **_: [Folder({})])
+    with pytest.raises(SetupError, match="docker volume rm h20-demo-opt-vllm"):
+        containers.ensure_volume(cast(DockerClient, SimpleNamespace(volumes=volumes)), DEMO, "h20-demo-opt-vllm")

@@ -22,7 +22,18 @@ def test_host_names_are_unique_over_all_fleets() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "hosts:", "hosts: {a: {}}", "hosts: {a: {hardware: x, memory: 3}}", "hosts: [a]", "{"]
+    "text",
+    [
+        "",
+        "hosts:",
+        "hosts: {a: {}}",
+        "hosts: {a: {hardware: x, memory: 3}}",
+        "hosts: [a]",
+        "{",
+        "hosts: {a: {hardware: x}}\nshares: [/opt/vllm]",
+        "hosts: {a: {hardware: x}}\nshared: /opt/vllm",
+        "hosts: {a: {hardware: x}}\nshared: [opt/vllm]",
+    ],
 )
 def test_a_file_that_is_no_fleet_is_refused(text: str) -> None:
     with pytest.raises(SetupError, match=r"fleets/x\.yml is not a fleet"):
@@ -30,7 +41,9 @@ def test_a_file_that_is_no_fleet_is_refused(text: str) -> None:
 
 
 def test_an_unknown_fleet_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(SetupError, match=r"no fleet 'dmo'; there are: airgap, demo, hardware, molecule, weights"):
+    with pytest.raises(
+        SetupError, match=r"no fleet 'dmo'; there are: acceptance, airgap, demo, hardware, molecule, weights"
+    ):
         fleet.load("dmo")
 
 
@@ -50,3 +63,9 @@ def test_addresses_are_fixed_by_the_order_of_the_file() -> None:
         "h20-01": "172.30.0.11",
         "h20-02": "172.30.0.12",
     }
+
+
+def test_folders_that_hosts_share_are_volumes_of_the_fleet() -> None:
+    parsed = fleet.parse("wide", "hosts: {a: {hardware: x}}\nshared: [/opt/vllm, /data]")
+    assert parsed.volumes == {"h20-wide-opt-vllm": "/opt/vllm", "h20-wide-data": "/data"}
+    assert fleet.load("demo").volumes == {}

@@ -28,11 +28,18 @@ def test_a_host_boots_systemd_and_sees_its_hardware() -> None:
     assert "/srv/wheels:/srv/wheels:ro" in options["volumes"]
 
 
+def test_hosts_share_the_folders_that_their_fleet_names() -> None:
+    wide = replace(DEMO, shared=("/opt/vllm",))
+    made = [plans.host_plan(wide, host, WHERE[host.name], "image:tag", []).options["volumes"] for host in wide.hosts]
+    assert all("h20-demo-opt-vllm:/opt/vllm:rw" in volumes for volumes in made)
+
+
 def test_an_isolated_host_shares_nothing_and_knows_no_names() -> None:
-    host = replace(DEMO.hosts[1], isolated=True)
-    volumes = plans.host_plan(DEMO, host, WHERE["h20-02"], "image:tag", ["/srv/wheels"]).options["volumes"]
+    wide, host = replace(DEMO, shared=("/opt/vllm",)), replace(DEMO.hosts[1], isolated=True)
+    volumes = plans.host_plan(wide, host, WHERE["h20-02"], "image:tag", ["/srv/wheels"]).options["volumes"]
     mounted = {volume.split(":")[1]: volume.split(":")[0] for volume in volumes}
     assert "/var/cache/h20-fleet" not in mounted
+    assert "/opt/vllm" not in mounted
     assert "/srv/wheels" not in mounted
     lines = Path(mounted["/etc/resolv.conf"]).read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == []
