@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Measure what collectives reach between the GPUs of one host, through the torch and the NCCL that vLLM itself uses, and check what they return.
+"""Measure what collectives reach between the GPUs of one host or of several, through the torch and the NCCL that vLLM itself uses, and check what they return.
 
     collectives.py --ranks 8 [--backend nccl|gloo] [--max-bytes N] [--timeout S]
+    collectives.py --ranks 8 --nodes 2 --node-rank 0|1 --master ADDRESS:PORT [--interface NAME] [--hca DEVICE:PORT]     on each host at the same time
 
 Starts a process a rank, which runs all_reduce, all_gather_into_tensor and all_to_all_single from small sizes to the largest, and prints one JSON document.
 Bandwidths are in GB/s (10^9 bytes) as nccl-tests defines them: bytes are the larger buffer of one rank; algbw is bytes by time, busbw is that times the share
 of the bytes that has to cross a link, so that it can be held against the hardware whatever the number of ranks. One rank has nobody to send to, hence no busbw.
 
-Ranks meet through a file and talk over loopback and NVLink or shared memory: no port is open to the network. A wrong result, a rank that ends and a rank that
-hangs end all of them, with 1 and a line on stderr.
+Ranks of one host meet through a file and talk over loopback and NVLink or shared memory: no port is open to the network. Ranks of several hosts meet at the
+port of the first, which is open for as long as the measurement takes, and talk over the interfaces and adapters that /etc/nccl.conf names, or the arguments;
+each host prints what its own ranks saw. A wrong result, a rank that ends and a rank that hangs end all of them, with 1 and a line on stderr.
 """
 
 from __future__ import annotations
@@ -54,11 +56,11 @@ class CollectiveError(Exception):
     """Why there is no measurement, worded for the operator."""
 
 
-def sizes(max_bytes: int, ranks: int) -> list[int]:
+def sizes(max_bytes: int, ranks: int, min_bytes: int = SMALLEST) -> list[int]:
     """Bytes of the larger buffer from small to large; each can be dealt out to the ranks in whole elements."""
     unit = ITEM * ranks
     found = [max(max_bytes // unit, 1) * unit]
-    while (smaller := found[-1] // STEP // unit * unit) >= max(SMALLEST, unit):
+    while (smaller := found[-1] // STEP // unit * unit) >= max(min_bytes, unit):
         found.append(smaller)
     return found[::-1]
 
@@ -70,9 +72,9 @@ def bandwidths(collective: str, size: int, seconds: float, ranks: int) -> dict[s
     return {"algbw_gb_s": round(algorithm, 3), "busbw_gb_s": round(algorithm * factor, 3) if factor else None}
 
 
-def merge(reports: list[dict[str, t.Any]], backend: str, wall_s: float) -> dict[str, t.Any]:
-    """The document, from what each rank reports: a collective is as slow as its slowest rank."""
-    ranks, results = len(reports), []
+def merge(reports: list[dict[str, t.Any]], backend: str, wall_s: float, nodes: int = 1) -> dict[str, t.Any]:
+    """The document, from what each rank of this host reports: a collective is as slow as its slowest rank."""
+    ranks, results = len(reports) * nodes, []
     for same in zip(*(report["results"] for report in reports), strict=True):
         collective, size = same[0]["collective"], same[0]["bytes"]
         seconds = max(sum(each["seconds"]) / len(each["seconds"]) for each in same)
@@ -83,7 +85,7 @@ def merge(reports: list[dict[str, t.Any]], backend: str, wall_s: float) -> dict[
         result |= {"seconds_min": min(iterations), "seconds_max": max(iterations)}
         results.append(result)
     named = {key: reports[0][key] for key in ("torch", "nccl", "device")}
-    return {"backend": backend, "ranks": ranks, **named, "results": results, "wall_s": round(wall_s, 2)}
+    return {"backend": backend, "ranks": ranks, "nodes": nodes, **named, "results": results, "wall_s": round(wall_s, 2)}
 
 
 class Rank:
@@ -94,27 +96,34 @@ class Rank:
         import torch.distributed as dist  # noqa: PLC0415
 
         self.torch, self.dist = torch, dist
-        self.rank, self.ranks, self.gpu = arguments.rank, arguments.ranks, arguments.backend == "nccl"
-        if self.gpu and torch.cuda.device_count() < self.ranks:
-            raise CollectiveError(f"torch {torch.__version__} sees {torch.cuda.device_count()} of {self.ranks} GPUs")
-        self.device = torch.device("cuda", self.rank) if self.gpu else torch.device("cpu")
+        self.rank = arguments.node_rank * arguments.ranks + arguments.rank
+        self.ranks, self.gpu = arguments.nodes * arguments.ranks, arguments.backend == "nccl"
+        if self.gpu and torch.cuda.device_count() < arguments.ranks:
+            raise CollectiveError(
+                f"torch {torch.__version__} sees {torch.cuda.device_count()} of {arguments.ranks} GPUs"
+            )
+        self.device = torch.device("cuda", arguments.rank) if self.gpu else torch.device("cpu")
         if self.gpu:
             torch.cuda.set_device(self.device)
+        meeting = f"tcp://{arguments.master}" if arguments.nodes > 1 else (arguments.folder / "meeting").as_uri()
+        if arguments.nodes > 1:
+            print(f"{arguments.nodes} hosts meet at {arguments.master}", file=sys.stderr, flush=True)
         dist.init_process_group(
             arguments.backend,
-            init_method=(arguments.folder / "meeting").as_uri(),
+            init_method=meeting,
             rank=self.rank,
             world_size=self.ranks,
             timeout=datetime.timedelta(seconds=arguments.timeout),
             device_id=self.device if self.gpu else None,
         )
         self.pattern = torch.arange(CHUNK, device=self.device).remainder_(PERIOD).to(torch.float32)
-        self.max_bytes = self._fitting(arguments.max_bytes)
+        self.max_bytes, self.min_bytes = self._fitting(arguments.max_bytes), arguments.min_bytes
+        self.collectives = arguments.collective or list(FACTORS)
 
     def measure(self) -> dict[str, t.Any]:
         results = []
-        for collective in FACTORS:
-            for size in sizes(self.max_bytes, self.ranks):
+        for collective in self.collectives:
+            for size in sizes(self.max_bytes, self.ranks, self.min_bytes):
                 print(f"{collective} of {size} bytes", file=sys.stderr, flush=True)
                 results.append(
                     {"collective": collective, "bytes": size, "seconds": getattr(self, f"_{collective}")(size)}
@@ -225,8 +234,7 @@ def run_rank(arguments: argparse.Namespace) -> int:
 def run_all(arguments: argparse.Namespace) -> dict[str, t.Any]:
     """The parent: start a process a rank, wait for all, and put together what they saw."""
     begun = time.monotonic()
-    # Ranks of one host find each other over loopback; what /etc/nccl.conf says else still holds.
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | network(arguments) | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="collectives-") as name:
         folder = Path(name)
         processes: list[subprocess.Popen[bytes]] = []
@@ -248,7 +256,15 @@ def run_all(arguments: argparse.Namespace) -> dict[str, t.Any]:
         reports = [
             json.loads((folder / f"report-{rank}.json").read_text(encoding="utf-8")) for rank in range(arguments.ranks)
         ]
-    return merge(reports, arguments.backend, time.monotonic() - begun)
+    return merge(reports, arguments.backend, time.monotonic() - begun, arguments.nodes)
+
+
+def network(arguments: argparse.Namespace) -> dict[str, str]:
+    """What tells the ranks which way to go. What /etc/nccl.conf says else still holds."""
+    # Ranks of one host find each other over loopback.
+    interface = arguments.interface or ("lo" if arguments.nodes == 1 else "")
+    ways = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"} if interface else {}
+    return ways | ({"NCCL_IB_HCA": f"={arguments.hca}"} if arguments.hca else {})
 
 
 def wait(processes: list[subprocess.Popen[bytes]], folder: Path, until: float) -> None:
@@ -280,12 +296,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--max-bytes", type=int, default=8 * GIB, help="largest size; less is taken where a GPU has no room for it"
     )
+    parser.add_argument("--min-bytes", type=int, default=SMALLEST, help="smallest size")
+    parser.add_argument("--collective", action="append", choices=FACTORS, help="this one alone; may be repeated")
     parser.add_argument("--timeout", type=int, default=600, help="seconds after which everything is ended")
+    parser.add_argument("--nodes", type=int, default=1, help="hosts that take part, each with as many ranks")
+    parser.add_argument("--node-rank", type=int, default=0, help="which of the hosts this one is, from 0")
+    parser.add_argument("--master", default="", help="address and port of the first host, [address]:port for IPv6")
+    parser.add_argument("--interface", default="", help="interfaces by exact name, with commas, in place of NCCL's own")
+    parser.add_argument("--hca", default="", help="adapters by exact name, with commas, in place of NCCL_IB_HCA")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     known = parser.parse_args(arguments)
     if known.ranks < 1 or known.max_bytes < 1 or known.timeout < 1:
         parser.error("ranks, max-bytes and timeout are at least 1")
+    if not 0 <= known.node_rank < known.nodes or (known.nodes > 1) != bool(known.master):
+        parser.error("several hosts need --nodes, a --node-rank below it, and the --master that they meet at")
     return known
 
 
