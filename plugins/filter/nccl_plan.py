@@ -19,7 +19,7 @@ options:
   choices:
     description: >-
       nodes (single or multi), debug, ib_disable, net_gdr_level and p2p_level (auto, or a level), topo_file (path on the host, empty for none),
-      socket_interfaces, hcas, roce_family (ipv4 or ipv6), settings (further variables, which win).
+      socket_interfaces, hcas, roce_family (ipv4 or ipv6), peermem (bool), settings (further variables, which win).
     type: dict
     required: true
   network:
@@ -38,7 +38,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: settings (variables by name), refusals and warnings (lines, each with its remedy).
+  description: >-
+    settings (variables by name), refusals and warnings (lines, each with its remedy), and gpudirect, the way by which adapters reach GPU memory
+    (DMA-BUF, nvidia_peermem or none; empty where no adapter is used).
   type: dict
 """
 

@@ -48,7 +48,7 @@ class Limits(t.NamedTuple):
     """What is good enough: GB/s that every group has to reach, and the share of the best of its size by which one may stay behind."""
 
     floor: float = 0.0
-    tolerance: float = 0.3
+    tolerance: float = 0.1
 
 
 class Search:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import typing as t
 from xml.etree import ElementTree
 
@@ -59,15 +60,22 @@ VALUES: dict[str, tuple[str, ...]] = {
 #: How like a known name an unknown one may be before it counts as a slip.
 ALIKE = 0.85
 
+#: Ways of GPUDirect RDMA beside DMA-BUF, and the first kernel that has that.
+PEERMEM, NO_GPUDIRECT = "nvidia_peermem", "none"
+DMABUF_KERNEL = [5, 12]
+#: Interfaces with a smaller MTU send RoCE in packets of less than 4,096 bytes, the largest that it has.
+ROCE_MTU = 4200
+
 Port = dict[str, t.Any]
 
 
 class Plan(t.NamedTuple):
-    """The file's variables, what stands against them, and what they cost."""
+    """The file's variables, what stands against them, what they cost, and how adapters reach GPU memory ("" where no adapter is used)."""
 
     settings: dict[str, str]
     refusals: list[str]
     warnings: list[str]
+    gpudirect: str = ""
 
 
 def plan(gpu: t.Mapping[str, t.Any], choices: t.Mapping[str, t.Any], network: t.Mapping[str, t.Any]) -> Plan:
@@ -81,7 +89,13 @@ def plan(gpu: t.Mapping[str, t.Any], choices: t.Mapping[str, t.Any], network: t.
     settings |= {name: text(value) for name, value in choices["settings"].items()}
     refusals += [problem for name, value in settings.items() if (problem := wrong(name, value))]
     warnings += costs(settings, gpu, ports, multi=choices["nodes"] == "multi")
-    return Plan(settings, refusals, warnings)
+    direct = gpudirect(gpu, network, wanted=choices["peermem"]) if "NCCL_IB_HCA" in settings else ""
+    if direct == NO_GPUDIRECT:
+        warnings.append(
+            "GPUs and adapters cannot exchange data directly: neither is the nvidia module open on a kernel of 5.12 or later (DMA-BUF) nor nvidia_peermem"
+            " loaded -> install the open driver, or set nccl_peermem: true"
+        )
+    return Plan(settings, refusals, warnings, direct)
 
 
 def chosen(choices: t.Mapping[str, t.Any]) -> dict[str, str]:
@@ -120,7 +134,7 @@ def between_nodes(
         )
     if choices["ib_disable"]:
         return settings
-    ports = adapters(gpu["infiniband"], choices["hcas"])
+    ports = adapters(gpu["infiniband"], choices["hcas"], gpu_nodes(gpu))
     if not_up := sorted(set(choices["hcas"]) - {name for port in ports for name in (port["device"], label(port))}):
         refusals.append(
             f"nccl_hcas names {', '.join(not_up)} without an active port -> ibstat; mend the link, or leave the choice to the role"
@@ -131,24 +145,53 @@ def between_nodes(
         )
         return settings
     warnings += idle(gpu["infiniband"], ports)
-    if not network.get("peermem") and not gpu["module"]["open"]:
-        warnings.append(
-            "GPUs and adapters cannot exchange data directly: neither is the nvidia module open (DMA-BUF) nor nvidia_peermem loaded -> modprobe nvidia_peermem"
-        )
+    warnings += affinity(gpu, ports)
     settings["NCCL_IB_HCA"] = exactly([label(port) for port in ports])
     if ports[0]["link_layer"] == "Ethernet":
         settings |= roce(ports, network.get("gids", []), choices["roce_family"], refusals)
+        warnings += narrow(ports)
     return settings
+
+
+def gpudirect(gpu: t.Mapping[str, t.Any], network: t.Mapping[str, t.Any], *, wanted: bool) -> str:
+    """The way by which adapters reach the memory of GPUs (GPUDirect RDMA): that of the kernel, or that of a module which is loaded or shall be."""
+    version = [int(part) for part in re.findall(r"\d+", gpu.get("kernel", {}).get("release", ""))[:2]]
+    if gpu["module"]["open"] and (not version or version >= DMABUF_KERNEL):
+        return "DMA-BUF"
+    return PEERMEM if network.get("peermem") or wanted else NO_GPUDIRECT
 
 
 def active_ports(ports: list[Port]) -> list[Port]:
     return [port for port in ports if port["state"] == "ACTIVE" and port["physical_state"] == "LinkUp"]
 
 
-def adapters(ports: list[Port], wanted: list[str]) -> list[Port]:
+def gpu_nodes(gpu: t.Mapping[str, t.Any]) -> dict[int, int]:
+    """How many GPUs stand on each NUMA node, as far as the bus says."""
+    nodes = [each["numa_node"] for each in gpu.get("pci_gpus", []) if each["numa_node"] is not None]
+    return {node: nodes.count(node) for node in sorted(set(nodes))}
+
+
+def affinity(gpu: t.Mapping[str, t.Any], ports: list[Port]) -> list[str]:
+    """Where GPUs and the adapters that are used do not stand together: what is far goes over the link between the processors."""
+    gpus = gpu_nodes(gpu)
+    counts = {node: sum(port["numa_node"] == node for port in ports) for node in gpus}
+    if len(gpus) < 2 or None in {port["numa_node"] for port in ports}:
+        return []
+    shares = {counts[node] * gpus[min(gpus)] == counts[min(gpus)] * gpus[node] for node in gpus}
+    if shares == {True} and sum(counts.values()) == len(ports):
+        return []
+    told = "; ".join(
+        f"NUMA node {node} has {gpus.get(node, 0)} GPUs and {sum(port['numa_node'] == node for port in ports)} adapters"
+        for node in sorted({*gpus, *(port["numa_node"] for port in ports)})
+    )
+    return [f"GPUs and adapters do not stand together: {told} -> see the slots of the adapters and nvidia-smi topo -m"]
+
+
+def adapters(ports: list[Port], wanted: list[str], nodes: t.Container[int | None] = ()) -> list[Port]:
     """The ports to send over, by NUMA node: those that a site names (device, or device:port), else all of the highest rate and of one kind.
 
-    A storage or management adapter is slower than those that stand beside the GPUs, and NCCL would wait for the slowest.
+    A storage or management adapter is slower than those that stand beside the GPUs, and NCCL would wait for the slowest. One on a NUMA node without
+    GPUs (``nodes`` are those with) is left out where others stand beside them.
     """
     up = active_ports(ports)
     if wanted:
@@ -156,6 +199,7 @@ def adapters(ports: list[Port], wanted: list[str]) -> list[Port]:
     elif up:
         best = max(up, key=lambda port: (port["rate_gbps"] or 0, port["link_layer"] == "InfiniBand"))
         up = [port for port in up if (port["rate_gbps"], port["link_layer"]) == (best["rate_gbps"], best["link_layer"])]
+        up = [port for port in up if port["numa_node"] in nodes] or up
     return sorted(
         up, key=lambda port: (port["numa_node"] is None, port["numa_node"] or 0, natural(port["device"]), port["port"])
     )
@@ -188,9 +232,36 @@ def roce(ports: list[Port], gids: list[dict[str, t.Any]], family: str, refusals:
                 f"{label(port)} has no RoCE v2 address of family {family} -> give its interface {port['netdev'] or ''} an address, or set nccl_roce_family"
             )
         indexes |= set(fitting[:1])
+    settings = traffic_class(ports, refusals)
     if len(indexes) == 1:
-        return {"NCCL_IB_GID_INDEX": str(indexes.pop())}
-    return {"NCCL_IB_ROCE_VERSION_NUM": "2", "NCCL_IB_ADDR_FAMILY": {"ipv4": "AF_INET", "ipv6": "AF_INET6"}[family]}
+        return settings | {"NCCL_IB_GID_INDEX": str(indexes.pop())}
+    families = {"ipv4": "AF_INET", "ipv6": "AF_INET6"}
+    return settings | {"NCCL_IB_ROCE_VERSION_NUM": "2", "NCCL_IB_ADDR_FAMILY": families[family]}
+
+
+def traffic_class(ports: list[Port], refusals: list[str]) -> dict[str, str]:
+    """The traffic class that the host sets for RoCE, which NCCL does not ask for; nothing where it sets none."""
+    found = {label(port): port.get("traffic_class") for port in ports}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{name} {'none' if value is None else value}" for name, value in found.items())
+        refusals.append(
+            f"the ports send with different traffic classes ({told}) -> set one for all of them (cma_roce_tos)"
+        )
+        return {}
+    value = next(iter(found.values()))
+    return {} if value is None else {"NCCL_IB_TC": str(value)}
+
+
+def narrow(ports: list[Port]) -> list[str]:
+    """RoCE ports whose interface cuts their packets short."""
+    told = [
+        f"{label(port)} ({port['netdev']} {port['mtu']})" for port in ports if (port.get("mtu") or ROCE_MTU) < ROCE_MTU
+    ]
+    if not told:
+        return []
+    return [
+        f"the MTU of {', '.join(told)} is below {ROCE_MTU}, so RoCE sends small packets -> raise it on hosts and switches"
+    ]
 
 
 def wrong(name: str, value: str) -> str:

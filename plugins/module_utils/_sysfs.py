@@ -66,6 +66,7 @@ def infiniband(root: Path) -> list[dict[str, t.Any]]:
         address = _link_name(adapter / "device")
         pci = root / PCI_DEVICES / (address or "unknown")
         number = _integer(port.name)
+        netdev = _netdev(pci, number)
         ports.append(
             {
                 "device": adapter.name,
@@ -75,11 +76,24 @@ def infiniband(root: Path) -> list[dict[str, t.Any]]:
                 "physical_state": _word(port / "phys_state"),
                 "rate_gbps": _number(read_text(port / "rate")),
                 "numa_node": _integer(read_text(pci / "numa_node")),
-                "netdev": _netdev(pci, number),
+                "netdev": netdev,
                 "address": address,
+                "firmware": read_text(adapter / "fw_ver") or None,
+                "mtu": _integer(read_text(root / "sys/class/net" / netdev / "mtu")) if netdev else None,
+                "traffic_class": _traffic_class(root, adapter, port.name),
             }
         )
     return ports
+
+
+def _traffic_class(root: Path, adapter: Path, port: str) -> int | None:
+    """What the port sends with: set for all of it (NVIDIA's own driver), or for connections of the kernel's RDMA manager; None where neither is set."""
+    told = re.search(r"tclass=(\d+)", read_text(adapter / "tc" / port / "traffic_class"))
+    return _integer(
+        told[1]
+        if told
+        else read_text(root / "sys/kernel/config/rdma_cm" / adapter.name / "ports" / port / "default_roce_tos")
+    )
 
 
 def kernel(root: Path) -> dict[str, t.Any]:

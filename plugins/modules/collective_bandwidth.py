@@ -145,17 +145,14 @@ measurement:
 
 import datetime
 import json
-import os
 import re
 import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.h20.fleet.plugins.module_utils import _programs
+from ansible_collections.h20.fleet.plugins.module_utils import _collectives
 
 GIB = 1024**3
-#: Seconds that the program has for ending its ranks itself before it is killed with all of them.
-GRACE = 15
 #: What says how NCCL reports and not how it works.
 SILENT = {"NCCL_DEBUG", "NCCL_DEBUG_FILE", "NCCL_DEBUG_SUBSYS"}
 #: Distributions whose version a measurement depends on, by their folders in site-packages.
@@ -239,31 +236,10 @@ def write_state(module: AnsibleModule, path: Path, kept: Document) -> None:
     module.atomic_move(str(text), str(path))
 
 
-def replicas() -> list[str]:
-    """Units of vLLM that hold the GPUs or are about to."""
-    states = "--state=active,activating,reloading,deactivating"
-    answer = _programs.run(["systemctl", "list-units", "vllm@*.service", states, "--plain", "--no-legend"])
-    return [line.split()[0] for line in answer.out.splitlines() if line.strip()]
-
-
 def measure(params: Params, ranks: int) -> Document:
     """Run the program; raises ValueError with its own words where it fails, hangs or prints something else."""
     command = [params["python"], params["program"], f"--ranks={ranks}", f"--backend={params['backend']}"]
-    command += [f"--max-bytes={params['max_bytes']}", f"--timeout={params['timeout']}"]
-    answer = _programs.run(command, params["timeout"] + GRACE, environment(os.environ), params["user"])
-    if answer.status == _programs.TIMED_OUT:
-        raise ValueError(f"the collectives did not end within {params['timeout']} s")
-    if answer.status != 0:
-        lines = [line for line in answer.err.splitlines() if line.strip()] or ["it said nothing"]
-        raise ValueError(lines[-1].removeprefix("error: "))
-    document: Document = json.loads(answer.out.splitlines()[-1])
-    return document
-
-
-def environment(inherited: t.Mapping[str, str]) -> dict[str, str]:
-    """Without what a login of root says to NCCL: what serves reads /etc/nccl.conf alone, so that is what counts."""
-    kept = {name: value for name, value in inherited.items() if not name.startswith(("NCCL_", "TORCH_", "TMP"))}
-    return kept | {"HOME": "/", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+    return _collectives.measure([*command, f"--max-bytes={params['max_bytes']}"], params["timeout"], params["user"])
 
 
 def due(params: Params, kept: Document, wanted: Document) -> str:
@@ -325,7 +301,7 @@ def settle(module: AnsibleModule, params: Params, wanted: Document, result: Docu
                 f"the bandwidth between the GPUs was proved before a change ({result['reason']})"
                 " -> at the next stop of the replicas run the stage again: --tags nccl"
             )
-    elif running := replicas():
+    elif running := _collectives.replicas():
         message = (
             f"the bandwidth between the GPUs is not measured ({result['reason']}), because {', '.join(running)} uses them"
             " -> stop it and run the stage again: --tags nccl"

@@ -173,6 +173,18 @@ infiniband:
       description: PCI address of the adapter.
       type: str
       sample: "0000:1a:00.0"
+    firmware:
+      description: Version of the adapter's firmware; null where it does not say.
+      type: str
+      sample: 28.43.2566
+    mtu:
+      description: Largest packet of the port's network interface, in bytes; null where it has none.
+      type: int
+      sample: 9000
+    traffic_class:
+      description: Traffic class that the port sends with where the host sets one; null where it sets none.
+      type: int
+      sample: 106
 pcie:
   description: What stands between GPUs and adapters that talk directly over PCIe.
   returned: always

@@ -10,7 +10,7 @@ module: nccl_network_info
 short_description: Describe what NCCL needs to know of the network between hosts
 version_added: 1.0.0
 description:
-  - Reads network interfaces, the default route and the addresses of RoCE ports from files, runs no program and changes nothing.
+  - Reads network interfaces, their addresses, the default route and the addresses of RoCE ports, runs no program and changes nothing.
   - An absent or unreadable source is null or empty and never an error.
 options:
   root:
@@ -40,6 +40,16 @@ default_interface:
   returned: always
   type: str
   sample: eno1
+addresses:
+  description: Address of each interface that has one, of IPv4 before IPv6, none that holds on one link alone. IPv4 is told of a live host alone.
+  returned: always
+  type: dict
+  sample: {eno1: 10.0.0.7}
+mtus:
+  description: Largest packet of each interface, in bytes.
+  returned: always
+  type: dict
+  sample: {eno1: 1500, ibs1: 9000}
 gids:
   description: Addresses of the RoCE and InfiniBand ports (GIDs), by device, port and index; empty ones are left out.
   returned: always
@@ -76,7 +86,10 @@ peermem:
   type: bool
 """
 
+import fcntl
 import ipaddress
+import socket
+import struct
 import typing as t
 from pathlib import Path
 
@@ -85,6 +98,8 @@ from ansible_collections.h20.fleet.plugins.module_utils import _sysfs
 
 #: Flag of a route that is up, and the metric field, in hexadecimal both in /proc/net/ipv6_route.
 ROUTE_UP = 0x1
+#: Asks the kernel for the IPv4 address of an interface, which no file tells (netdevice(7)).
+SIOCGIFADDR = 0x8915
 
 
 def interfaces(root: Path) -> list[str]:
@@ -104,6 +119,29 @@ def default_interface(root: Path) -> str:
         if len(fields) > 9 and fields[1] == "00" and int(fields[8], 16) & ROUTE_UP and fields[9] != "lo":
             routes.append((6, int(fields[5], 16), fields[9]))
     return min(routes)[2] if routes else ""
+
+
+def addresses(root: Path, names: list[str]) -> dict[str, str]:
+    """One address of each interface by which other hosts reach it."""
+    found: dict[str, str] = {}
+    for line in _sysfs.read_text(root / "proc/net/if_inet6").splitlines():
+        fields = line.split()
+        if len(fields) > 5 and not (address := ipaddress.IPv6Address(int(fields[0], 16))).is_link_local:
+            found.setdefault(fields[5], str(address))
+    if root == Path("/"):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            for name in names:
+                try:
+                    answer = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                except OSError:
+                    continue
+                found[name] = socket.inet_ntoa(answer[20:24])
+    return {name: found[name] for name in names if name in found}
+
+
+def mtu(root: Path, name: str) -> int | None:
+    text = _sysfs.read_text(root / "sys/class/net" / name / "mtu")
+    return int(text) if text.isdecimal() else None
 
 
 def gids(root: Path) -> list[dict[str, t.Any]]:
@@ -134,9 +172,12 @@ def gids(root: Path) -> list[dict[str, t.Any]]:
 def main() -> None:
     module = AnsibleModule(argument_spec={"root": {"type": "path", "default": "/"}}, supports_check_mode=True)
     root = Path(module.params["root"])
+    names = interfaces(root)
     module.exit_json(
         changed=False,
-        interfaces=interfaces(root),
+        interfaces=names,
+        addresses=addresses(root, names),
+        mtus={name: mtu(root, name) for name in names},
         default_interface=default_interface(root),
         gids=gids(root),
         peermem=(root / "sys/module/nvidia_peermem").is_dir(),

@@ -110,6 +110,10 @@ class Port:
     netdev: str = ""
     pci_id: str = "15b3:1021"
     subsystem_id: str = "15b3:0041"
+    firmware: str = "28.43.2566"
+    traffic_class: int | None = None
+    gids: dict[int, str] = field(default_factory=dict)
+    """Addresses of the port by their index, all of RoCE v2."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +32,12 @@ class Port(Protocol):
     def rate(self) -> str: ...
     @property
     def netdev(self) -> str: ...
+    @property
+    def firmware(self) -> str: ...
+    @property
+    def traffic_class(self) -> int | None: ...
+    @property
+    def gids(self) -> Mapping[int, str]: ...
 
 
 def write_firmware(secure_boot: bool | None, directory: Path) -> None:
@@ -52,6 +59,16 @@ def write_infiniband(ports: Iterable[Port], directory: Path) -> None:
             (port / name).write_text(f"{getattr(card, name)}\n", encoding="ascii")
         if card.netdev:
             (port / "gid_attrs/ndevs/0").write_text(f"{card.netdev}\n", encoding="ascii")
+        for index, address in card.gids.items():
+            for name, text in (("gids", IPv6Address(address).exploded), ("gid_attrs/types", "RoCE v2")):
+                (port / name).mkdir(exist_ok=True)
+                (port / name / str(index)).write_text(f"{text}\n", encoding="ascii")
+        (directory / card.device / "fw_ver").write_text(f"{card.firmware}\n", encoding="ascii")
+        if card.traffic_class is not None:
+            (directory / card.device / "tc" / str(card.port)).mkdir(parents=True)
+            (directory / card.device / "tc" / str(card.port) / "traffic_class").write_text(
+                f"Global tclass={card.traffic_class}\n", encoding="ascii"
+            )
         (directory / card.device / "device").symlink_to(f"/sys/bus/pci/devices/{card.address}")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.h20.fleet.plugins.module_utils import _collectives
 from unit.plugins.support import MODULES, run_module, write_program
 
 collective_bandwidth: Any = importlib.import_module(f"{MODULES}.collective_bandwidth")
@@ -250,7 +251,7 @@ def test_a_measurement_that_fails_is_refused_and_not_kept(bench: Bench, code: st
 
 
 def test_a_measurement_that_hangs_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collective_bandwidth, "GRACE", 0)
+    monkeypatch.setattr(_collectives, "GRACE", 0)
     bench.behave(code="import time; time.sleep(600)")
     assert "the collectives did not end within 1 s" in bench.run(timeout=1)["msg"]
 

@@ -163,7 +163,7 @@ def test_every_finding_has_figures_and_a_remedy() -> None:
     fabric = Fabric(4, adapters=2)
     fabric.slow_adapters = {("h03", 1): BAD}
     (finding,) = fabric.search().findings
-    assert finding.evidence.endswith("over mlx5_0:1: 100 GB/s; h01-h03 over mlx5_1:1: 20 GB/s, 60 needed")
+    assert finding.evidence.endswith("over mlx5_0:1: 100 GB/s; h01-h03 over mlx5_1:1: 20 GB/s, 90 needed")
     assert "switch port" in finding.remedy
     assert set(_fabric.REMEDIES) == {getattr(_fabric, kind) for kind in _fabric.REMEDIES}
 

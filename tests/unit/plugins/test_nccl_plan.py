@@ -25,6 +25,7 @@ CHOICES = {
     "socket_interfaces": [],
     "hcas": [],
     "roce_family": "ipv4",
+    "peermem": False,
     "settings": {},
 }
 NETWORK = {"interfaces": ["bond0", "eno1", "eno10"], "default_interface": "bond0", "gids": [], "peermem": False}
@@ -47,7 +48,7 @@ def plan(*ports: dict[str, Any], network: dict[str, Any] | None = None, nvswitch
 
 
 def test_one_node_is_told_nothing_but_the_log_level() -> None:
-    assert plan(port("mlx5_0")) == ({"NCCL_DEBUG": "WARN"}, [], [])
+    assert plan(port("mlx5_0")) == ({"NCCL_DEBUG": "WARN"}, [], [], "")
 
 
 @pytest.mark.parametrize(
