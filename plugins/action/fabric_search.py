@@ -183,9 +183,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "measured": measured,
         }
         path = _reports.keep(arguments["folder"], "fabric", arguments["name"], document)
-        result.update(findings=findings, report_path=str(path))
+        named = [
+            f"{each['id']} {' - '.join(each['hosts'])}" + "".join(f" {name}" for name in each["adapters"])
+            for each in findings
+        ]
+        result = {"changed": False, "number": number, "seats": {}, "findings": named, "report_path": str(path)}
         if findings:
-            told = "; ".join(f"{each['id']} {' - '.join([*each['hosts'], *each['adapters']])}" for each in findings)
+            told = "; ".join(named)
             result.update(
                 failed=True, msg=f"{told} -> mend what the table says and run it again; all that was measured: {path}"
             )

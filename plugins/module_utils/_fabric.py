@@ -92,13 +92,17 @@ class Search:
         return value > 0 and value >= self.bar(probe)
 
     def bar(self, probe: Probe) -> float:
-        """What a probe has to reach: the floor, and nearly what the best group of its size did."""
-        return max(self.limits.floor, (1 - self.limits.tolerance) * max(self._alike(probe), default=0.0))
+        """What a probe has to reach: the floor, and nearly what the best group of its size did; one adapter alone, nearly what the best of the pair's did."""
+        floor = self.limits.floor if probe.adapter is None else 0.0
+        return max(floor, (1 - self.limits.tolerance) * max(self._alike(probe), default=0.0))
 
     def _alike(self, probe: Probe) -> list[float]:
-        """What groups of this size did. Others cannot be compared: of two hosts NCCL gets more out of the same adapters than of many."""
-        size = (len(probe.hosts), probe.adapter)
-        return [value for other, value in self.measured.items() if (len(other.hosts), other.adapter) == size]
+        """What it is compared with. Groups of another size are not: of two hosts NCCL gets more out of the same adapters than of many."""
+        if probe.adapter is None:
+            same = [other for other in self.measured if other.adapter is None and len(other.hosts) == len(probe.hosts)]
+        else:
+            same = [other for other in self.measured if other.adapter is not None and other.hosts == probe.hosts]
+        return [self.measured[other] for other in same]
 
     def _search(self) -> None:
         ring, thorough = self.hosts, self.pairs
@@ -209,15 +213,10 @@ class Search:
     def _adapters_of(self, pair: tuple[str, str]) -> list[int]:
         """The places of the adapters that stay behind the others of the two hosts; [] where it is none, or all of them."""
         count = min((len(self.adapters.get(host, ())) for host in pair), default=0)
-        probes = [Probe(pair, place) for place in range(count if count > 1 else 0)]
-        if None in [self.fine(probe) for probe in probes] or not probes:
+        verdicts = [self.fine(Probe(pair, place)) for place in range(count if count > 1 else 0)]
+        if None in verdicts:
             return []
-        best = max(self.measured[probe] for probe in probes)
-        slow = [
-            place
-            for place, probe in enumerate(probes)
-            if self.measured[probe] < (1 - self.limits.tolerance) * best or self.measured[probe] == 0
-        ]
+        slow = [place for place, fine in enumerate(verdicts) if not fine]
         return slow if len(slow) < count else []
 
     def _name(self, kind: str, hosts: tuple[str, ...], pair: tuple[str, str], places: list[int]) -> None:

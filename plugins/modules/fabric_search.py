@@ -101,8 +101,8 @@ seats:
   type: dict
   sample: {h20-01: {nodes: 2, node_rank: 0, master: h20-01, adapter: -1}}
 measured:
-  description: All that was measured so far.
-  returned: always
+  description: All that was measured so far; the report has it in the end.
+  returned: while something is left to measure
   type: list
   elements: dict
   contains:
@@ -124,14 +124,15 @@ measured:
       type: dict
 silent:
   description: Hosts that did not answer in a round, which are left out of the later ones.
-  returned: always
+  returned: while something is left to measure
   type: list
   elements: str
 findings:
-  description: What is to blame, each with C(id), C(hosts), C(adapters), C(evidence) and C(remedy).
+  description: What is to blame, in few words. The report has evidence and remedy of each.
   returned: when nothing is left to measure
   type: list
-  elements: dict
+  elements: str
+  sample: [HOST h20-07, LINK h20-11 - h20-12, ADAPTER h20-14 mlx5_3:1]
 report_path:
   description: The JSON file on the controller.
   returned: when nothing is left to measure

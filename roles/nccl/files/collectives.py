@@ -11,7 +11,8 @@ of the bytes that has to cross a link, so that it can be held against the hardwa
 
 Ranks of one host meet through a file and talk over loopback and NVLink or shared memory: no port is open to the network. Ranks of several hosts meet at the
 port of the first, which is open for as long as the measurement takes, and talk over the interfaces and adapters that /etc/nccl.conf names, or the arguments;
-each host prints what its own ranks saw. A wrong result, a rank that ends and a rank that hangs end all of them, with 1 and a line on stderr.
+each host prints what its own ranks saw. More than two hosts do all of it twice, the second time the other way round. A wrong result, a rank that ends and a
+rank that hangs end all of them, with 1 and a line on stderr.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Rank:
         import torch  # noqa: PLC0415 (seconds that the parent and the tests of the arithmetic need not wait for)
         import torch.distributed as dist  # noqa: PLC0415
 
-        self.torch, self.dist = torch, dist
+        self.torch, self.dist, self.arguments = torch, dist, arguments
         self.rank = arguments.node_rank * arguments.ranks + arguments.rank
         self.ranks, self.gpu = arguments.nodes * arguments.ranks, arguments.backend == "nccl"
         if self.gpu and torch.cuda.device_count() < arguments.ranks:
@@ -105,32 +106,53 @@ class Rank:
         self.device = torch.device("cuda", arguments.rank) if self.gpu else torch.device("cpu")
         if self.gpu:
             torch.cuda.set_device(self.device)
-        meeting = f"tcp://{arguments.master}" if arguments.nodes > 1 else (arguments.folder / "meeting").as_uri()
-        if arguments.nodes > 1:
-            print(f"{arguments.nodes} hosts meet at {arguments.master}", file=sys.stderr, flush=True)
-        dist.init_process_group(
-            arguments.backend,
-            init_method=meeting,
+        self.store = self._meeting()
+        self._join("forth")
+        self.pattern = torch.arange(CHUNK, device=self.device).remainder_(PERIOD).to(torch.float32)
+        self.max_bytes = self._fitting(arguments.max_bytes)
+
+    def _meeting(self) -> t.Any:
+        """Where the ranks find each other."""
+        limit = datetime.timedelta(seconds=self.arguments.timeout)
+        if self.arguments.nodes == 1:
+            return self.dist.FileStore(str(self.arguments.folder / "meeting"), self.ranks)
+        print(f"{self.arguments.nodes} hosts meet at {self.arguments.master}", file=sys.stderr, flush=True)
+        address, _colon, port = self.arguments.master.rpartition(":")
+        return self.dist.TCPStore(address.strip("[]"), int(port), self.ranks, self.rank == 0, limit)
+
+    def _join(self, way: str) -> None:
+        self.dist.init_process_group(
+            self.arguments.backend,
+            store=self.dist.PrefixStore(way, self.store),
             rank=self.rank,
             world_size=self.ranks,
-            timeout=datetime.timedelta(seconds=arguments.timeout),
+            timeout=datetime.timedelta(seconds=self.arguments.timeout),
             device_id=self.device if self.gpu else None,
         )
-        self.pattern = torch.arange(CHUNK, device=self.device).remainder_(PERIOD).to(torch.float32)
-        self.max_bytes, self.min_bytes = self._fitting(arguments.max_bytes), arguments.min_bytes
-        self.collectives = arguments.collective or list(FACTORS)
 
     def measure(self) -> dict[str, t.Any]:
+        results = self._results()
+        if self.arguments.nodes > 2:
+            # A ring goes one way round, and a link may be slow in one direction alone.
+            self.dist.barrier()
+            self.close()
+            self.rank = self.ranks - 1 - self.rank
+            self._join("back")
+            results += self._results()
+        nccl = ".".join(map(str, self.torch.cuda.nccl.version())) if self.gpu else ""
+        device = self.torch.cuda.get_device_name(self.device) if self.gpu else "cpu"
+        return {"torch": self.torch.__version__, "nccl": nccl, "device": device, "results": results}
+
+    def _results(self) -> list[dict[str, t.Any]]:
+        """Seconds of each iteration, by collective and size."""
         results = []
-        for collective in self.collectives:
-            for size in sizes(self.max_bytes, self.ranks, self.min_bytes):
+        for collective in self.arguments.collective or list(FACTORS):
+            for size in sizes(self.max_bytes, self.ranks, self.arguments.min_bytes):
                 print(f"{collective} of {size} bytes", file=sys.stderr, flush=True)
                 results.append(
                     {"collective": collective, "bytes": size, "seconds": getattr(self, f"_{collective}")(size)}
                 )
-        nccl = ".".join(map(str, self.torch.cuda.nccl.version())) if self.gpu else ""
-        device = self.torch.cuda.get_device_name(self.device) if self.gpu else "cpu"
-        return {"torch": self.torch.__version__, "nccl": nccl, "device": device, "results": results}
+        return results
 
     def close(self) -> None:
         self.dist.destroy_process_group()

@@ -86,7 +86,8 @@ def test_ports_of_adapters_say_where_they_are_and_how_fast(tmp_path: Path) -> No
         port("mlx5_2", address="0000:1c:00.0", state="1: DOWN", phys_state="3: Disabled", rate="10 Gb/sec (4X SDR)"),
     ]
     write_sysfs(replace(hardware.load("h20_141g"), infiniband=ports), tmp_path)
-    up = {"port": 1, "state": "ACTIVE", "physical_state": "LinkUp"}
+    told = {"firmware": "28.43.2566", "mtu": None, "traffic_class": None}
+    up = {"port": 1, "state": "ACTIVE", "physical_state": "LinkUp"} | told
     assert _sysfs.infiniband(tmp_path) == [
         up
         | {"device": "mlx5_0", "link_layer": "InfiniBand", "rate_gbps": 400.0}
@@ -95,9 +96,27 @@ def test_ports_of_adapters_say_where_they_are_and_how_fast(tmp_path: Path) -> No
         | {"device": "mlx5_1", "link_layer": "Ethernet", "rate_gbps": 100.0}
         | {"numa_node": 0, "netdev": "ens1", "address": "0000:1b:00.0"},
         {"device": "mlx5_2", "port": 1, "link_layer": "InfiniBand", "state": "DOWN", "physical_state": "Disabled"}
-        | {"rate_gbps": 10.0, "numa_node": 0, "netdev": None, "address": "0000:1c:00.0"},
+        | {"rate_gbps": 10.0, "numa_node": 0, "netdev": None, "address": "0000:1c:00.0"}
+        | told,
     ]
     assert len(_sysfs.pci_devices(tmp_path)[0]) == 8
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "traffic_class"),
+    [
+        ("sys/class/infiniband/mlx5_0/tc/1/traffic_class", "Global tclass=106\n", 106),
+        ("sys/kernel/config/rdma_cm/mlx5_0/ports/1/default_roce_tos", "160\n", 160),
+        ("sys/class/infiniband/mlx5_0/tc/1/traffic_class", "\n", None),
+    ],
+)
+def test_a_port_says_what_it_sends_with(tmp_path: Path, path: str, text: str, traffic_class: int | None) -> None:
+    roce = port("mlx5_0", address="0000:1b:00.0", link_layer="Ethernet", netdev="ens1")
+    write_sysfs(replace(hardware.load("h20_141g"), infiniband=[roce]), tmp_path)
+    write(tmp_path / path, text)
+    write(tmp_path / "sys/class/net/ens1/mtu", "9000\n")
+    [entry] = _sysfs.infiniband(tmp_path)
+    assert (entry["traffic_class"], entry["mtu"]) == (traffic_class, 9000)
 
 
 def test_the_two_ports_of_one_adapter_have_their_own_interfaces(tmp_path: Path) -> None:

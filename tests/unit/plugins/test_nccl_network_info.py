@@ -95,8 +95,22 @@ def test_addresses_of_ports_by_version_and_family(tmp_path: Path) -> None:
 
 def test_a_host_without_anything_is_described_empty(tmp_path: Path) -> None:
     described = run_module("nccl_network_info", root=str(tmp_path))
-    answers = {name: described[name] for name in ("interfaces", "default_interface", "gids", "peermem")}
-    assert answers == {"interfaces": [], "default_interface": "", "gids": [], "peermem": False}
+    empty = {"interfaces": [], "addresses": {}, "mtus": {}, "default_interface": "", "gids": [], "peermem": False}
+    assert {name: described[name] for name in empty} == empty
+
+
+def test_interfaces_say_address_and_mtu(tmp_path: Path) -> None:
+    (tmp_path / "sys/class/net/eno1").mkdir(parents=True)
+    (tmp_path / "sys/class/net/ibs1").mkdir(parents=True)
+    rows = [
+        "fe800000000000000042acfffe110002 02 40 20 80     eno1",
+        "fd000000000000000000000000000007 02 40 00 80     eno1",
+        "00000000000000000000000000000001 01 80 10 80       lo",
+    ]
+    write(tmp_path, {"proc/net/if_inet6": "\n".join(rows), "sys/class/net/eno1/mtu": "9000\n"})
+    described = run_module("nccl_network_info", root=str(tmp_path))
+    assert described["addresses"] == {"eno1": "fd00::7"}
+    assert described["mtus"] == {"eno1": 9000, "ibs1": None}
 
 
 def test_peermem_is_seen(tmp_path: Path) -> None:
@@ -108,3 +122,4 @@ def test_this_machine_has_a_loopback_at_most_and_no_error() -> None:
     described = run_module("nccl_network_info")
     assert "lo" not in described["interfaces"]
     assert described["default_interface"] in ["", *described["interfaces"]]
+    assert set(described["addresses"]) <= set(described["interfaces"])

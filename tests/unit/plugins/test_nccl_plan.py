@@ -233,6 +233,70 @@ def test_gpudirect_needs_dmabuf_or_peermem(module_open: bool | None, peermem: bo
     assert len(planned.warnings) == said
 
 
+@pytest.mark.parametrize(
+    ("module_open", "kernel", "peermem", "wanted", "way"),
+    [
+        (True, "6.8.0-60-generic", False, False, "DMA-BUF"),
+        (True, "5.4.0-200-generic", False, False, "none"),
+        (True, "5.4.0-200-generic", True, False, "nvidia_peermem"),
+        (False, "6.8.0-60-generic", False, True, "nvidia_peermem"),
+        (True, "6.8.0-60-generic", False, True, "DMA-BUF"),
+    ],
+)
+def test_the_way_to_gpu_memory_is_told(module_open: bool, kernel: str, peermem: bool, wanted: bool, way: str) -> None:
+    gpu = {"infiniband": [port("mlx5_0")], "pci_nvswitches": [{}], "module": {"open": module_open}}
+    network = NETWORK | {"peermem": peermem}
+    planned = _nccl.plan(
+        gpu | {"kernel": {"release": kernel}}, CHOICES | {"nodes": "multi", "peermem": wanted}, network
+    )
+    assert planned.gpudirect == way
+    assert any("nccl_peermem: true" in said for said in planned.warnings) == (way == "none")
+
+
+def test_adapters_that_do_not_stand_beside_gpus_are_left_out_and_shown() -> None:
+    gpu = {
+        "pci_gpus": [{"numa_node": node} for node in (0, 0, 1, 1)],
+        "pci_nvswitches": [{}],
+        "module": {"open": True},
+    }
+
+    def planned(*nodes: int) -> Any:
+        ports = [port(f"mlx5_{number}", numa=node) for number, node in enumerate(nodes)]
+        return _nccl.plan(gpu | {"infiniband": ports}, CHOICES | {"nodes": "multi"}, NETWORK)
+
+    assert planned(0, 1) == planned(0, 1)._replace(warnings=[])
+    # A NUMA node without GPUs: far from all of them.
+    assert planned(0, 1, 3).settings["NCCL_IB_HCA"] == "=mlx5_0:1,mlx5_1:1"
+    assert planned(3).settings["NCCL_IB_HCA"] == "=mlx5_0:1"
+    (said,) = planned(0, 0).warnings
+    assert "NUMA node 0 has 2 GPUs and 2 adapters; NUMA node 1 has 2 GPUs and 0 adapters" in said
+    assert "NUMA node 3 has 0 GPUs and 1 adapters" in planned(3).warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "settings", "refusal"),
+    [
+        ((106, 106), {"NCCL_IB_TC": "106"}, ""),
+        ((None, None), {}, ""),
+        ((106, 160), {}, "the ports send with different traffic classes (a:1 106, b:1 160) -> set one"),
+        ((None, 106), {}, "(a:1 none, b:1 106)"),
+    ],
+)
+def test_the_traffic_class_of_the_host_is_told_to_nccl(
+    classes: tuple[int | None, int | None], settings: dict[str, str], refusal: str
+) -> None:
+    ports = [port(name, link_layer="Ethernet", traffic_class=found) for name, found in zip("ab", classes, strict=True)]
+    planned = plan(*ports, nodes="multi", network={"gids": [gid("a", 3), gid("b", 3)]})
+    assert {name: value for name, value in planned.settings.items() if name == "NCCL_IB_TC"} == settings
+    assert [refusal in said for said in planned.refusals] == ([True] if refusal else [])
+
+
+def test_an_mtu_that_cuts_roce_short_is_shown() -> None:
+    ports = [port("a", link_layer="Ethernet", netdev="ens1", mtu=1500), port("b", link_layer="Ethernet", mtu=9000)]
+    (said,) = plan(*ports, nodes="multi", network={"gids": [gid("a", 3), gid("b", 3)]}).warnings
+    assert "the MTU of a:1 (ens1 1500) is below 4200" in said
+
+
 def test_filter_shows_its_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr(nccl_plan.display, "warning", shown.append)

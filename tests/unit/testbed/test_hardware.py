@@ -143,6 +143,7 @@ def test_infiniband_and_roce_ports_lead_to_their_devices(tmp_path: Path) -> None
     cards = tmp_path / "sys/class/infiniband"
     assert (cards / "mlx5_0/ports/1/rate").read_text() == "400 Gb/sec (4X NDR)\n"
     assert (cards / "mlx5_1/ports/1/state").read_text() == "1: DOWN\n"
+    assert (cards / "mlx5_0/fw_ver").read_text() == "28.43.2566\n"
     assert (cards / "mlx5_1/device").readlink().name == "0000:29:00.0"
     assert (tmp_path / "pci/0000:29:00.0/net/ens1").is_dir()
     assert (tmp_path / "pci/0000:19:00.0/class").read_text() == "0x020700\n"
