@@ -21,7 +21,7 @@ REPORT = ROOT / ".testbed/reports/fabric/fabric.json"
 #: A second network of the hosts beside that of their default route: a virtual interface on the first, so that both are real sockets.
 RAIL, SUBNET = "rail0", "10.71.0"
 PORT = 29500
-SLOW = "200mbit"
+SLOW = "50mbit"
 
 
 def everywhere(work: t.Callable[[str], t.Any], hosts: t.Sequence[str] = HOSTS) -> dict[str, t.Any]:
@@ -36,7 +36,7 @@ def rail(host: str) -> str:
 def slow(host: str, device: str, to: str = "") -> None:
     """Shape what a host sends over a device: all of it, or what goes to one address."""
     if not to:
-        shell(host, f"tc qdisc replace dev {device} root tbf rate {SLOW} burst 64kb latency 50ms")
+        shell(host, f"tc qdisc replace dev {device} root tbf rate {SLOW} burst 16kb latency 50ms")
         return
     shell(
         host,
@@ -76,12 +76,14 @@ def rails() -> t.Iterator[None]:
     def add(host: str) -> None:
         shell(host, f"ip link show {RAIL} 2>/dev/null || ip link add link eth0 name {RAIL} type macvlan mode bridge")
         shell(host, f"ip address replace {rail(host)}/24 dev {RAIL}; ip link set {RAIL} up")
+        # /sys/class of a host is a copy that its boot made.
+        shell(host, f"ln -sfn ../../devices/virtual/net/{RAIL} /sys/class/net/{RAIL}")
         fast(host)
 
     everywhere(add)
     yield
     everywhere(lambda host: describe(host, "h20_141g", FLEET))
-    everywhere(lambda host: shell(host, f"ip link del {RAIL}"))
+    everywhere(lambda host: shell(host, f"ip link del {RAIL}; rm /sys/class/net/{RAIL}"))
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +104,10 @@ class Watch:
     def _look(self, host: str) -> None:
         while not self._over.is_set():
             for line in shell(host, "ss --no-header --tcp --numeric state established").splitlines():
-                local, peer = line.split()[2:4]
-                if not local.endswith(":22"):
-                    self.peers.add(f"{local.rpartition(':')[0]} {peer.rpartition(':')[0]}")
-            time.sleep(0.2)
+                ends = [end.replace("[::ffff:", "").replace("]", "").rpartition(":") for end in line.split()[2:4]]
+                if ends[0][2] != "22":
+                    self.peers.add(f"{ends[0][0]} {ends[1][0]}")
+            time.sleep(0.5)
 
     def __enter__(self) -> Watch:
         self._thread.start()
