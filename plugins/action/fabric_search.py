@@ -79,12 +79,15 @@ def found(
     search: _fabric.Search, measured: t.Sequence[Entry], silent: t.Sequence[str], differences: t.Mapping[str, str]
 ) -> list[Entry]:
     """All findings, those that stand in the way of the others first."""
+    rounds = {host: entry["round"] for entry in measured for host in entry["hosts"]}
     findings = [
         {
             "id": _fabric.SILENT,
             "hosts": [host],
             "adapters": [],
-            "evidence": f"did not answer in round {max(entry['round'] for entry in measured if host in entry['hosts'])}",
+            "evidence": f"did not answer in round {rounds[host]}"
+            if host in rounds
+            else "was lost before the first round",
             "remedy": _fabric.REMEDIES[_fabric.SILENT],
         }
         for host in silent
@@ -173,7 +176,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             )
             return result
         about = f"{arguments['about']}, floor {limits.floor:g} GB/s" if limits.floor else arguments["about"]
-        findings = found(search, measured, silent, arguments["differences"])
+        findings = found(search, measured, [*arguments["lost"], *silent], arguments["differences"])
         self._display.display(table(about, arguments["hosts"], search, measured, findings))
         document = {
             "hosts": arguments["hosts"],

@@ -20,7 +20,7 @@ REMEDIES = {
     PAIR: "a third host would tell which of the two, or the link between them: run it again with one more",
     ALL: "no host is better than the others: see what they share (switch, MTU, NCCL_SOCKET_IFNAME, NCCL_IB_HCA), and whether nccl_fabric_floor_gb_s is right",
     TOGETHER: "each link alone holds: see whether the uplinks between the switches are oversubscribed",
-    SILENT: "see whether it runs and answers by SSH, then run it again",
+    SILENT: "see what the run said of it, and whether it answers by SSH; then run it again",
 }
 
 

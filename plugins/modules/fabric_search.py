@@ -20,6 +20,11 @@ options:
     type: list
     elements: str
     required: true
+  lost:
+    description: Hosts that were lost before the first round.
+    type: list
+    elements: str
+    default: []
   before:
     description: What this returned after the round before; empty at first.
     type: dict

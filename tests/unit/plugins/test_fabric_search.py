@@ -17,6 +17,7 @@ from unit.plugins.support import MODULES, run_module, write_program
 fabric_search: Any = importlib.import_module("ansible_collections.h20.fleet.plugins.action.fabric_search")
 fabric_probe: Any = importlib.import_module(f"{MODULES}.fabric_probe")
 HOSTS = ["h20-01", "h20-02", "h20-03", "h20-04"]
+LOST: list[str] = []
 
 
 def search(
@@ -25,6 +26,7 @@ def search(
     """What the action returns of one step of the search."""
     arguments = {
         "hosts": HOSTS,
+        "lost": LOST,
         "before": before,
         "answers": answers,
         "adapters": dict.fromkeys(HOSTS, ("ib0", "ib1")),
@@ -103,6 +105,13 @@ def test_a_host_that_does_not_answer_is_left_out_of_the_next_round(tmp_path: Pat
     assert list(second["seats"]) == ["h20-01", "h20-03", "h20-04"]
     assert search(tmp_path, second, answer(second))["findings"] == ["SILENT h20-02"]
     assert report(tmp_path)["findings"][0]["evidence"] == "did not answer in round 1"
+
+
+def test_a_host_that_was_lost_before_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "LOST", ["h20-05"])
+    first = search(tmp_path, {}, {})
+    assert search(tmp_path, first, answer(first))["findings"] == ["SILENT h20-05"]
+    assert report(tmp_path)["findings"][0]["evidence"] == "was lost before the first round"
 
 
 def test_why_a_group_has_no_result_is_shown(tmp_path: Path) -> None:

@@ -71,6 +71,33 @@ def test_a_collective_is_as_slow_as_its_slowest_rank() -> None:
     assert result["busbw_gb_s"] == pytest.approx(5.0)
 
 
+def test_hosts_count_all_ranks_and_report_their_own() -> None:
+    document = collectives.merge([report(0.1), report(0.2)], "nccl", 1.0, nodes=4)
+    assert (document["ranks"], document["nodes"]) == (8, 4)
+    assert document["results"][0]["busbw_gb_s"] == pytest.approx(5 * 2 * 7 / 8, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        ([], {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}),
+        (["--nodes=2", "--master=10.0.0.7:29500"], {}),
+        (
+            ["--nodes=2", "--master=10.0.0.7:29500", "--interface=bond0,eth1", "--hca=mlx5_0:1"],
+            {"GLOO_SOCKET_IFNAME": "bond0,eth1", "NCCL_SOCKET_IFNAME": "=bond0,eth1", "NCCL_IB_HCA": "=mlx5_0:1"},
+        ),
+    ],
+)
+def test_one_host_stays_on_loopback_and_several_go_where_they_are_told(
+    arguments: list[str], environment: dict[str, str]
+) -> None:
+    assert collectives.network(collectives.parse(["--ranks=8", *arguments])) == environment
+
+
+def test_one_size_alone_is_measured_where_smallest_and_largest_are_the_same() -> None:
+    assert collectives.sizes(GIB, 8, GIB) == [GIB]
+
+
 def stand_in_for_torch(folder: Path, body: str) -> dict[str, str]:
     """An environment in which ``import torch`` runs the body."""
     (folder / "torch").mkdir()
@@ -136,7 +163,16 @@ def test_no_rank_outlives_the_parent(tmp_path: Path, kill: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--ranks=0"], ["--ranks=2", "--max-bytes=0"], ["--ranks=2", "--backend=mpi"]]
+    "arguments",
+    [
+        [],
+        ["--ranks=0"],
+        ["--ranks=2", "--max-bytes=0"],
+        ["--ranks=2", "--backend=mpi"],
+        ["--ranks=2", "--nodes=2"],
+        ["--ranks=2", "--nodes=2", "--node-rank=2", "--master=10.0.0.7:29500"],
+        ["--ranks=2", "--master=10.0.0.7:29500"],
+    ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
