@@ -31,13 +31,13 @@ def collect(
     for (_master, adapter), hosts in groups.items():
         said = {host: answers[host] for host in hosts if answers.get(host, {}).get("number") == number}
         silent += [host for host in hosts if host not in said]
-        figures = [said[host]["busbw_gb_s"] if host in said else None for host in hosts]
+        figures = [answer["busbw_gb_s"] for answer in said.values() if answer["busbw_gb_s"] is not None]
         measured.append(
             {
                 "round": number,
                 "hosts": hosts,
                 "adapter": adapter,
-                "busbw_gb_s": None if None in figures else min(figures),
+                "busbw_gb_s": min(figures) if len(figures) == len(hosts) else None,
                 "errors": {host: answer["error"] for host, answer in said.items() if answer["error"]},
             }
         )

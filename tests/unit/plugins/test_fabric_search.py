@@ -142,7 +142,14 @@ def test_one_host_has_no_fabric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         search(tmp_path, {}, {})
 
 
-ARGUMENTS = {"number": 3, "nodes": 2, "node_rank": 1, "master": "10.0.0.7", "ranks": 8, "interfaces": ["bond0", "eth1"]}
+ARGUMENTS: dict[str, Any] = {
+    "number": 3,
+    "nodes": 2,
+    "node_rank": 1,
+    "master": "10.0.0.7",
+    "ranks": 8,
+    "interfaces": ["bond0", "eth1"],
+}
 
 
 @pytest.mark.parametrize(
