@@ -10,7 +10,8 @@ version_added: 1.0.0
 description:
   - Compares GPUs, how they are joined, driver, adapters with their links, rates, firmware, MTU and traffic class, addresses of RoCE, and further variables
     of NCCL, as the hosts of a run were read. Names of interfaces may differ.
-  - Hosts of which nothing was read are left out.
+  - Hosts of which the network was read are those of a replica over several hosts, and are compared with each other. So are the others, which serve alone:
+    they are warned of.
 positional: networks, settings
 options:
   _input:
@@ -25,10 +26,6 @@ options:
     description: Further variables of NCCL that the site sets, by host.
     type: dict
     default: {}
-  warn:
-    description: Whether the differences are shown as warnings, one a host.
-    type: bool
-    default: false
 author:
   - h20.fleet maintainers (@h20-fleet)
 """
@@ -57,19 +54,20 @@ def nccl_differences(
     gpus: t.Mapping[str, t.Any],
     networks: t.Mapping[str, t.Any] | None = None,
     settings: t.Mapping[str, t.Any] | None = None,
-    *,
-    warn: bool = False,
 ) -> dict[str, str]:
     """One line a host that differs."""
-    known = {
-        host: _agreement.traits(gpu, _read((networks or {}).get(host)), (settings or {}).get(host) or {})
-        for host, gpu in gpus.items()
-    }
-    told = _agreement.differences(known)
-    lines = dict(zip(told, _agreement.lines(told), strict=True))
-    if warn:
-        for line in lines.values():
+    read = {host: _read((networks or {}).get(host)) for host in gpus}
+    lines: dict[str, str] = {}
+    for together in (True, False):
+        known = {
+            host: _agreement.traits(gpu, read[host], (settings or {}).get(host) or {})
+            for host, gpu in gpus.items()
+            if bool(read[host]) is together
+        }
+        told = _agreement.lines(_agreement.differences(known))
+        for line in [] if together else told.values():
             display.warning(line)
+        lines |= told
     return lines
 
 

@@ -74,13 +74,13 @@ def differences(hosts: t.Mapping[str, Traits]) -> dict[str, list[str]]:
     return told
 
 
-def lines(told: t.Mapping[str, t.Sequence[str]], most: int = 6) -> list[str]:
+def lines(told: t.Mapping[str, t.Sequence[str]], most: int = 6) -> dict[str, str]:
     """One line a host; of a host that differs in all and everything, as much as can be read."""
-    return [
-        f"{host} differs from the other hosts: {'; '.join(found[:most])}{f'; and {len(found) - most} more' if len(found) > most else ''}"
+    return {
+        host: f"{host} differs from the other hosts: {'; '.join(found[:most])}{f'; and {len(found) - most} more' if len(found) > most else ''}"
         " -> make the hosts the same, or serve from them apart"
         for host, found in told.items()
-    ]
+    }
 
 
 def _counted(values: t.Mapping[str, str]) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import docker
 import pytest
@@ -55,6 +59,16 @@ def fast(host: str) -> None:
 
 def run(playbook: str, *arguments: str, **variables: t.Any) -> Run:
     return play(playbook, "--extra-vars", json.dumps({"fleet_hosts": FLEET, **variables}), *arguments)
+
+
+def adhoc(host: str, entry: str, **variables: t.Any) -> Run:
+    """An entry point of the role, as an operator calls it by hand."""
+    role = f"name=h20.fleet.nccl tasks_from={entry}"
+    command = [str(Path(sys.executable).with_name("ansible")), "-i", str(ROOT / "molecule/inventory"), host, "--become"]
+    command += ["-m", "ansible.builtin.include_role", "-a", role, "-e", json.dumps(variables)]
+    environment = os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return Run(done.returncode, done.stdout + done.stderr)
 
 
 def measured(**variables: t.Any) -> tuple[Run, dict[str, t.Any]]:
@@ -294,3 +308,45 @@ def test_too_few_forks_and_a_single_host_are_refused_before_anything_is_measured
     assert done.rc == 2, done.output
     assert "all 4 hosts measure at the same time, and Ansible reaches 2 at once -> --forks 4" in done.words
     assert not REPORT.exists()
+
+
+#: In place of nccl-tests: no GPU can run the real ones here. It is fetched, pinned, built by make and judged as they are.
+SOURCES = """
+apt-get install --quiet --yes --no-install-recommends git make g++ >/dev/null
+rm -rf /srv/nccl-tests /opt/vllm/tools/nccl-tests
+git init --quiet --initial-branch main /srv/nccl-tests/src
+cd /srv/nccl-tests/src
+mkdir src
+cat > src/Makefile <<'MAKE'
+$(BUILDDIR)/all_reduce_perf:
+\tmkdir -p $(BUILDDIR)
+\tprintf '#!/bin/sh\\necho "  $$2 1048576 float sum -1 31418 273.41 478.47 0 31502 272.68 477.19 0"\\n' > $@
+\tchmod 0755 $@
+MAKE
+git add . && git -c user.name=nobody -c user.email=nobody@nccl.test commit --quiet --message one && git tag v1
+git rev-parse HEAD
+"""
+
+
+def test_nccl_tests_are_built_at_their_commit_and_judged_by_the_floor() -> None:
+    commit = shell("h20-71", SOURCES).splitlines()[-1]
+
+    def tests(**variables: t.Any) -> Run:
+        named = {
+            "nccl_tests_repository": "file:///srv/nccl-tests/src",
+            "nccl_tests_version": "v1",
+            "nccl_tests_commit": commit,
+        }
+        return adhoc("h20-71", "nccl_tests", **(named | variables))
+
+    refused = tests(nccl_tests_commit="0" * 40)
+    assert refused.rc == 2, refused.output
+    assert f"v1 of file:///srv/nccl-tests/src is {commit}, not {'0' * 40}" in refused.words
+    unpinned = tests(nccl_tests_commit="")
+    assert "a tag can be moved -> set nccl_tests_version to the tag and nccl_tests_commit" in unpinned.words
+    built = tests()
+    assert built.rc == 0, built.output
+    assert "all_reduce_perf reaches 477.19 GB/s, the floor is 0.01 GB/s" in built.words
+    slow_one = tests(nccl_allreduce_floor_gb_s=480)
+    assert slow_one.rc == 2, slow_one.output
+    assert "all_reduce_perf reaches 477.19 GB/s with 0 wrong numbers, the floor is 480.0 GB/s" in slow_one.words

@@ -144,11 +144,14 @@ def test_a_host_that_differs_in_everything_says_what_can_be_read() -> None:
     assert "and 6 more ->" in told
 
 
-def test_warnings_are_shown_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_that_serve_alone_are_warned_of_and_compared_among_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr(nccl_differences.display, "warning", shown.append)
     others = fleet(h3=changed(GPU, "module.open", False))
-    differences(others)
-    assert shown == []
-    told = differences(others, warn=True)
+    told = differences(others)
     assert shown == list(told.values()) != []
+    shown.clear()
+    assert set(differences(others, networks())) == {"h20-03"}
+    assert shown == [], "of a replica it is a refusal"
+    # One host over several has nobody to be compared with.
+    assert differences(others, {"h20-03": NETWORK}) == {}
