@@ -10,8 +10,8 @@ version_added: 1.0.0
 description:
   - Compares GPUs, how they are joined, driver, adapters with their links, rates, firmware, MTU and traffic class, addresses of RoCE, and further variables
     of NCCL, as the hosts of a run were read. Names of interfaces may differ.
-  - Hosts of which the network was read are those of a replica over several hosts, and are compared with each other. So are the others, which serve alone:
-    they are warned of.
+  - Hosts of which the network was read are those of a replica over several hosts, and are compared with each other. So are the others, which serve
+    alone, and are warned of.
 positional: networks, settings
 options:
   _input:

@@ -34,7 +34,8 @@ import typing as t
 
 #: Columns of a row: size, count, type, redop, root, then time, algbw, busbw and #wrong of each measurement.
 COLUMNS = 13
-BUSBW, WRONG = (7, 11), (8, 12)
+BUSBW = (7, 11)
+WRONG = (8, 12)
 
 
 def nccl_tests_result(text: str) -> dict[str, t.Any]:
