@@ -89,9 +89,9 @@ class Search:
                 self.wanted.append(probe)
             return None
         value = self.measured[probe]
-        return value > 0 and value >= self.bar(probe)
+        return value > 0 and value >= self.needed(probe)
 
-    def bar(self, probe: Probe) -> float:
+    def needed(self, probe: Probe) -> float:
         """What a probe has to reach: the floor, and nearly what the best group of its size did; one adapter alone, nearly what the best of the pair's did."""
         floor = self.limits.floor if probe.adapter is None else 0.0
         return max(floor, (1 - self.limits.tolerance) * max(self._alike(probe), default=0.0))
@@ -237,9 +237,9 @@ class Search:
         value = self.measured.get(probe, 0.0)
         names = "-".join(probe.hosts) if len(probe.hosts) < 4 else f"{probe.hosts[0]} to {probe.hosts[-1]}"
         over = "" if probe.adapter is None else f" over {self.adapters[probe.hosts[0]][probe.adapter]}"
-        bar = self.bar(probe)
+        needed = self.needed(probe)
         return f"{names}{over}: " + (
-            f"{value:.3g} GB/s" + (f", {bar:.3g} needed" if value < bar else "") if value else "no result"
+            f"{value:.3g} GB/s" + (f", {needed:.3g} needed" if value < needed else "") if value else "no result"
         )
 
     def _pair(self, one: str, other: str) -> tuple[str, str]:
