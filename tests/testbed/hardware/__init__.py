@@ -7,6 +7,7 @@ A description is a YAML file beside this module. ``base`` names another one that
       gpus: {"<PCI address>": {<field of GpuState>: value}}    one more where the base has none there and numa_node is named; null: one less
       fabric: {state: "In Progress", status: "N/A"}     in place of what the fabric manager brings about
       phb_pairs: [["<PCI address>", "<PCI address>"]]   two GPUs that see each other over PCIe only
+      dcgm: {level: 2, failure: "memtest: ..."}         what its diagnosis says of GPU 0 from this level on; hangs: true
       nouveau_loaded: true                              as after the installation of a bare distribution
       secure_boot: true                                 null: the host did not boot by UEFI
       kernel_log: ["NVRM: Xid (PCI:0000:18:00): 79, ..."]    what the kernel has said, verbatim
@@ -66,6 +67,10 @@ class GpuState:
     uncorrectable_errors: int = 0
     power_brake: bool = False
     """The power supply holds the GPU at its lowest clock."""
+    throttle: str = ""
+    """Reason for which it runs at a lower clock, as nvidia-smi names it, say ``hw_thermal_slowdown``."""
+    clock_mhz: int = 0
+    """Its clock, where something runs on it; nothing: idle."""
     memory_used_mib: int = 0
     """Held by a process that outlived its service."""
     nvlinks_down: list[int] = field(default_factory=list)
@@ -93,6 +98,15 @@ class Fabric:
 
     state: str
     status: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What DCGM's diagnosis comes to from a level on; a longer one sees more."""
+
+    level: int = 1
+    failure: str = ""
+    hangs: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,7 @@ class Description:
     cpus: dict[int, str]
     fabric: Fabric | None = None
     phb_pairs: list[list[str]] = field(default_factory=list)
+    dcgm: Diagnosis = field(default_factory=Diagnosis)
     nouveau_loaded: bool = False
     secure_boot: bool | None = False
     kernel_log: list[str] = field(default_factory=list)
@@ -210,6 +225,7 @@ def _parse(name: str, document: dict[str, Any]) -> Description:
             healthy[address] = replace(more or healthy[address], **state)
     if "fabric" in faults:
         faults["fabric"] = Fabric(**faults["fabric"])
+    faults["dcgm"] = Diagnosis(**faults.get("dcgm", {}))
     faults["infiniband"] = [Port(**port) for port in faults.get("infiniband", [])]
     return Description(
         name=name,

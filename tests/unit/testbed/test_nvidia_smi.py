@@ -199,6 +199,13 @@ def test_a_gpu_that_fell_off_the_bus_is_missing_and_the_rest_are_renumbered(tmp_
             ("--query-gpu=clocks_event_reasons.hw_power_brake_slowdown", "--format=csv,noheader"),
             "Active",
         ),
+        (
+            "throttle",
+            "hw_thermal_slowdown",
+            ("--query-gpu=clocks_event_reasons.active", "--format=csv,noheader"),
+            "0x0000000000000048",
+        ),
+        ("clock_mhz", 1410, ("--query-gpu=clocks.sm", "--format=csv,noheader"), "1410 MHz"),
         ("memory_used_mib", 135009, ("--query-compute-apps=used_memory", "--format=csv,noheader,nounits"), "135009"),
         ("nvlinks_down", [4], ("nvlink", "-s"), "Link 4: <inactive>"),
         ("nvlinks_down", [4, 5], ("topo", "-m"), "NV16"),
@@ -301,6 +308,15 @@ def test_dcgm_fails_a_gpu_with_pending_row_remaps(tmp_path: Path) -> None:
     with host.running(HOST_ENGINE, PERSISTENCED):
         done = host.run("diag", "-r", "1", program="dcgm main")
     assert (done.returncode, "GPU0: Fail" in done.stdout, "GPU1: Pass" in done.stdout) == (226, True, True)
+
+
+def test_dcgm_finds_by_a_longer_diagnosis_what_a_quick_one_does_not(tmp_path: Path) -> None:
+    described = replace(hardware.load("h20_141g"), dcgm=hardware.Diagnosis(level=2, failure="memtest: 3 bits differ"))
+    host = Host(tmp_path, described)
+    with host.running(HOST_ENGINE, PERSISTENCED):
+        quick, longer = (host.run("diag", "-r", level, "--json", program="dcgm main") for level in ("1", "2"))
+    assert (quick.returncode, longer.returncode) == (0, 226)
+    assert "memtest: 3 bits differ" in longer.stdout
 
 
 def test_nvcc_says_its_version(host: Host) -> None:

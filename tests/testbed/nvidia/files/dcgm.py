@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DCGM: nv-hostengine, and a dcgmi that answers `discovery -l` and `diag -r 1`."""
+"""DCGM: nv-hostengine, and a dcgmi that answers `discovery -l` and `diag -r 1` to `diag -r 4`."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 from typing import Any
 
 from .common import (
@@ -49,9 +51,9 @@ def main(version: str) -> int:
     if arguments == ["discovery", "-l"]:
         _discover()
         return 0
-    level = {"-r", "1"} <= set(arguments) or "--run=1" in arguments
-    if arguments[:1] == ["diag"] and level and set(arguments) <= {"diag", "-r", "1", "--run=1", "-j", "--json"}:
-        return _diagnose(version, as_json=bool({"-j", "--json"} & set(arguments)))
+    asked = re.fullmatch(r"diag (?:-r |--run[= ])([1-4])( -j| --json)?", " ".join(arguments))
+    if asked:
+        return _diagnose(version, int(asked[1]), as_json=bool(asked[2]))
     print(f"dcgmi: this dcgmi of the test bed does not know {' '.join(arguments)!r}", file=sys.stderr)
     return 1
 
@@ -82,10 +84,10 @@ def _discover() -> None:
     print("+-----------+")
 
 
-def _findings(gpu: dict[str, Any]) -> list[str]:
-    """What level 1 finds wrong with a GPU."""
-    number = gpu["index"]
-    findings = []
+def _findings(gpu: dict[str, Any], level: int) -> list[str]:
+    """What a level finds wrong with a GPU."""
+    number, described = gpu["index"], hardware()["dcgm"]
+    findings = [described["failure"]] if number == 0 and described["failure"] and level >= described["level"] else []
     if not is_running(PERSISTENCED):
         findings.append(f"Persistence Mode: Persistence mode for GPU {number} is disabled.")
     if gpu["row_remap_pending"]:
@@ -97,7 +99,11 @@ def _findings(gpu: dict[str, Any]) -> list[str]:
     return findings
 
 
-def _diagnose(version: str, *, as_json: bool) -> int:
+def _diagnose(version: str, level: int, *, as_json: bool) -> int:
+    while (
+        hardware()["dcgm"]["hangs"] and level >= hardware()["dcgm"]["level"]
+    ):  # until somebody ends it, or it is mended
+        time.sleep(1)
     gpus = _reachable()
     if not gpus:
         print(
@@ -105,7 +111,7 @@ def _diagnose(version: str, *, as_json: bool) -> int:
             file=sys.stderr,
         )
         return NVVS_ERROR
-    findings = {number: _findings(gpu) for number, gpu in enumerate(gpus)}
+    findings = {number: _findings(gpu, level) for number, gpu in enumerate(gpus)}
     failed = any(findings.values())
     if as_json:
         _print_json(version, findings, failed=failed)

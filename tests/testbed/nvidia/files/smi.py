@@ -45,7 +45,15 @@ Legend:
 PERSISTENCE_SWITCH = ROOT / "run/testbed/persistence-mode"
 RESERVED_MIB = 615  # reported as 616: each figure is rounded by itself
 IDLE_CLOCK_MHZ = 345
-POWER_BRAKE, GPU_IDLE = 0x80, 0x01
+#: Reasons for a clock below the highest, with their bits (nvml.h).
+REASONS = {
+    "gpu_idle": 0x01,
+    "sw_power_cap": 0x04,
+    "hw_slowdown": 0x08,
+    "sw_thermal_slowdown": 0x20,
+    "hw_thermal_slowdown": 0x40,
+    "hw_power_brake_slowdown": 0x80,
+}
 
 
 class Refusal(Exception):  # noqa: N818 - what nvidia-smi answers, not an error of this program
@@ -155,6 +163,15 @@ def _onoff(on: bool) -> str:
     return "Enabled" if on else "Disabled"
 
 
+def _reasons(gpu: dict[str, Any]) -> set[str]:
+    """Why its clock is below the highest. A thermal slowdown and a power brake by the hardware are hardware slowdowns as well."""
+    named = {"hw_power_brake_slowdown"} if gpu["power_brake"] else set()
+    named |= {gpu["throttle"]} if gpu["throttle"] else set()
+    if any(name.startswith("hw_") for name in named):
+        named |= {"hw_slowdown"}
+    return named or (set() if gpu["clock_mhz"] else {"gpu_idle"})
+
+
 def _facts(gpu: dict[str, Any], host: dict[str, Any]) -> dict[str, str]:
     """What this GPU differs in from the one in gpu.xml: path -> text."""
     model, address = model_of(gpu), gpu["address"]
@@ -164,7 +181,8 @@ def _facts(gpu: dict[str, Any], host: dict[str, Any]) -> dict[str, str]:
     domain, bus, device = bus_id(address)[4:].partition(".")[0].split(":")
     used = gpu["memory_used_mib"]
     power = f"{model['power_limit_w']:.2f} W"
-    clock = f"{IDLE_CLOCK_MHZ} MHz"
+    clock = f"{gpu['clock_mhz'] or IDLE_CLOCK_MHZ} MHz"
+    reasons = _reasons(gpu)
     generation, errors = str(model["pcie_generation"]), str(gpu["uncorrectable_errors"])
     return _fabric(host) | {
         "product_name": model["model"],
@@ -201,11 +219,10 @@ def _facts(gpu: dict[str, Any], host: dict[str, Any]) -> dict[str, str]:
         "remapped_rows/remapped_row_failure": "Yes" if gpu["row_remap_failed"] else "No",
         "clocks/graphics_clock": clock,
         "clocks/sm_clock": clock,
-        "clocks_event_reasons/clocks_event_reason_gpu_idle": "Not Active" if gpu["power_brake"] else "Active",
-        "clocks_event_reasons/clocks_event_reason_hw_slowdown": "Active" if gpu["power_brake"] else "Not Active",
-        "clocks_event_reasons/clocks_event_reason_hw_power_brake_slowdown": "Active"
-        if gpu["power_brake"]
-        else "Not Active",
+        **{
+            f"clocks_event_reasons/clocks_event_reason_{name}": "Active" if name in reasons else "Not Active"
+            for name in REASONS
+        },
         **{f"gpu_power_readings/{key}_power_limit": power for key in ("current", "requested", "default", "max")},
     }
 
@@ -324,7 +341,7 @@ COMPUTED: dict[str, Callable[[int, dict[str, Any]], str]] = {
     "count": lambda _number, _gpu: str(len(answering_gpus())),
     "index": lambda number, _gpu: str(number),
     "compute_cap": lambda _number, _gpu: str(hardware()["gpu"]["compute_capability"]),
-    "reasons": lambda _number, gpu: f"{POWER_BRAKE | 0x8 if gpu['power_brake'] else GPU_IDLE:#018x}",
+    "reasons": lambda _number, gpu: f"{sum(REASONS[name] for name in _reasons(gpu)):#018x}",
 }
 
 
