@@ -30,39 +30,13 @@ _value:
   elements: str
 """
 
-import json
 import typing as t
 
-LIMIT = 300
-
-
-def dcgm_failures(text: str) -> list[str]:
-    """A line for each failure in the diagnosis."""
-    start, end = text.find("{"), text.rfind("}")
-    try:
-        document = json.loads(text[start : end + 1])
-        categories = document["DCGM Diagnostic"]["test_categories"]
-    except (ValueError, KeyError, TypeError):
-        words = " ".join(text.split())
-        return [words[:LIMIT]] if words else []
-    return [
-        line
-        for category in categories
-        for test in category.get("tests", [])
-        for result in test.get("results", [])
-        if str(result.get("status", "")).lower().startswith("fail")
-        for line in _lines(test.get("name", "?"), result)
-    ]
-
-
-def _lines(name: str, result: dict[str, t.Any]) -> list[str]:
-    entity = f"{result.get('entity_group', 'GPU')} {result.get('entity_id', '?')}"
-    warnings = [str(warning.get("warning", "")) for warning in result.get("warnings", [])] or ["no word why"]
-    return [f"{name}, {entity}: {warning}" for warning in warnings]
+from ansible_collections.h20.fleet.plugins.module_utils import _dcgm
 
 
 class FilterModule:
     """Filters of the driver stage."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"dcgm_failures": dcgm_failures}
+        return {"dcgm_failures": _dcgm.failures}

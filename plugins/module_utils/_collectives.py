@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the program that measures collectives as what serves would find it, and see whether something serves that it would disturb."""
+"""Run the program that measures collectives as what serves would find it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,3 @@ def environment(inherited: t.Mapping[str, str]) -> dict[str, str]:
     """Without what a login of root says to NCCL: what serves reads /etc/nccl.conf alone, so that is what counts."""
     kept = {name: value for name, value in inherited.items() if not name.startswith(("NCCL_", "TORCH_", "TMP"))}
     return kept | {"HOME": "/", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def replicas() -> list[str]:
-    """Units of vLLM that hold the GPUs or are about to."""
-    states = "--state=active,activating,reloading,deactivating"
-    answer = _programs.run(["systemctl", "list-units", "vllm@*.service", states, "--plain", "--no-legend"])
-    return [line.split()[0] for line in answer.out.splitlines() if line.strip()]

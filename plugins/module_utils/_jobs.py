@@ -9,6 +9,7 @@ import sys
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.h20.fleet.plugins.module_utils import _programs
 
 JOURNAL_LINES = "40"
 
@@ -57,3 +58,10 @@ def failure(module: AnsibleModule, unit: str) -> Failure:
     journal = module.run_command(show)[1].splitlines()
     reasons = [line.removeprefix("error: ") for line in journal if line.startswith("error: ")]
     return Failure(reasons[-1] if reasons else "", journal)
+
+
+def replicas() -> list[str]:
+    """Units of vLLM that hold the GPUs or are about to."""
+    states = "--state=active,activating,reloading,deactivating"
+    answer = _programs.run(["systemctl", "list-units", "vllm@*.service", states, "--plain", "--no-legend"])
+    return [line.split()[0] for line in answer.out.splitlines() if line.strip()]

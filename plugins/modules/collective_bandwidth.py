@@ -150,7 +150,7 @@ import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.h20.fleet.plugins.module_utils import _collectives
+from ansible_collections.h20.fleet.plugins.module_utils import _collectives, _jobs
 
 GIB = 1024**3
 #: What says how NCCL reports and not how it works.
@@ -301,7 +301,7 @@ def settle(module: AnsibleModule, params: Params, wanted: Document, result: Docu
                 f"the bandwidth between the GPUs was proved before a change ({result['reason']})"
                 " -> at the next stop of the replicas run the stage again: --tags nccl"
             )
-    elif running := _collectives.replicas():
+    elif running := _jobs.replicas():
         message = (
             f"the bandwidth between the GPUs is not measured ({result['reason']}), because {', '.join(running)} uses them"
             " -> stop it and run the stage again: --tags nccl"

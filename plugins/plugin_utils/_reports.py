@@ -13,15 +13,14 @@ from pathlib import Path
 from ansible.errors import AnsibleActionFail
 
 
-def write(path: Path, document: t.Mapping[str, t.Any]) -> None:
-    """Write JSON so that whoever reads the file meanwhile has the old one or the new one, whole."""
+def write(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it meanwhile has the old one or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=2, sort_keys=False)
-            file.write("\n")
+            file.write(text)
         temporary.chmod(0o644)  # no secrets in it, and dashboards read it
         temporary.replace(path)
     except BaseException:
@@ -31,9 +30,15 @@ def write(path: Path, document: t.Mapping[str, t.Any]) -> None:
 
 def keep(folder: str, kind: str, host: str, document: t.Mapping[str, t.Any]) -> Path:
     """Write the report of a host, with the time, to ``<folder>/<kind>/<host>.json``; raises AnsibleActionFail where that cannot be."""
-    path = Path(folder).absolute() / kind / f"{host.replace(os.sep, '_')}.json"
+    timed = {**document, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    return keep_text(folder, f"{kind}/{host.replace(os.sep, '_')}.json", json.dumps(timed, indent=2) + "\n")
+
+
+def keep_text(folder: str, name: str, text: str) -> Path:
+    """Write a report below the folder; raises AnsibleActionFail where that cannot be."""
+    path = Path(folder).absolute() / name
     try:
-        write(path, {**document, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+        write(path, text)
     except OSError as error:
         raise AnsibleActionFail(
             f"the report {path} cannot be written: {error.strerror} -> set fleet_reports to a folder that can be"

@@ -115,9 +115,9 @@ def test_a_folder_that_cannot_be_written_is_named(playbook: Path) -> None:
 
 def test_a_report_that_cannot_be_finished_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "deep/host.json"
-    _reports.write(path, {"verdict": "fit"})
-    with pytest.raises(TypeError):
-        _reports.write(path, {"verdict": object()})
+    _reports.write(path, '{"verdict": "fit"}\n')
+    with pytest.raises(UnicodeEncodeError):
+        _reports.write(path, '{"verdict": "\ud800"}\n')
     assert json.loads(path.read_text(encoding="utf-8")) == {"verdict": "fit"}
     assert list(path.parent.iterdir()) == [path]
 
