@@ -20,6 +20,7 @@ INVENTORY = "inventories/local"
 CONTROLLER_ACTIONS = {
     *(f"ansible.builtin.{name}" for name in ("assert", "debug", "fail", "include_role", "include_tasks", "meta")),
     *(f"ansible.builtin.{name}" for name in ("set_fact", "validate_argument_spec")),
+    "h20.fleet.acceptance_report",
     "h20.fleet.fabric_search",
     "h20.fleet.preflight_report",
 }

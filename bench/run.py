@@ -7,6 +7,7 @@ Every figure stands beside its budget and, where there is one, beside a baseline
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 
@@ -45,7 +46,14 @@ def site() -> list[Figure]:
         ),
         Figure("site.noop_controller_cpu", converged.cpu / len(hosts), "s/host", budget=3),
         Figure("hardware.gpu_info", work, "s", budget=1, baseline=nothing),
+        Figure("acceptance.wall_s_per_host", max(acceptance_seconds(host) for host in hosts), "s", budget=600),
     ]
+
+
+def acceptance_seconds(host: str) -> float:
+    """How long the measurement took that the host is accepted by, as the run just made has written it down."""
+    report = json.loads((ROOT / f"reports/acceptance/{host}.json").read_text(encoding="utf-8"))
+    return float(report["measurement"]["wall_s"])
 
 
 if __name__ == "__main__":

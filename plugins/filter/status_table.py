@@ -39,9 +39,20 @@ _value:
   type: str
 """
 
+import datetime
 import typing as t
 
-HEADER = ("host", "release", "model", "GPUs", "instance", "state")
+HEADER = ("host", "release", "model", "GPUs", "acceptance", "instance", "state")
+
+
+def acceptance(record: dict[str, t.Any]) -> str:
+    """The verdict in a word or two."""
+    verdict = record.get("verdict")
+    if verdict == "waived":
+        until = min(waiver["until"] for waiver in record["waivers"])
+        expired = until < datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+        return f"waiver expired {until}" if expired else f"waived until {until}"
+    return verdict if verdict in ("accepted", "refused") else "not measured"
 
 
 def status_table(hosts: list[str], replicas: dict[str, t.Any], gpus: dict[str, t.Any]) -> str:
@@ -49,14 +60,15 @@ def status_table(hosts: list[str], replicas: dict[str, t.Any], gpus: dict[str, t
     rows = [HEADER]
     for host in hosts:
         if host not in replicas or host not in gpus:
-            rows.append((host, "-", "-", "-", "-", "unreachable"))
+            rows.append((host, "-", "-", "-", "-", "-", "unreachable"))
             continue
         replica, gpu = replicas[host], gpus[host]
         model = f"{replica['model'].rpartition('/')[2]}@{replica['revision'][:8]}" if replica["model"] else "-"
         answering = len(gpu["smi"]["gpus"]) if gpu["smi"] else 0
         for instance in replica["instances"] or [{"name": "-", "state": "not set up"}]:
             counts = f"{answering}/{len(gpu['pci_gpus'])}"
-            rows.append((host, replica["release"] or "-", model, counts, instance["name"], instance["state"]))
+            accepted = acceptance(replica.get("acceptance") or {})
+            rows.append((host, replica["release"] or "-", model, counts, accepted, instance["name"], instance["state"]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -60,4 +60,13 @@ def _checked(name: str, profile: object) -> dict[str, t.Any]:
     return values
 
 
-_LEAST = {"gpus": 1, "memory_mib": 1, "nvswitches": 0, "nvlinks": 0, "link_width": 1, "allreduce_floor_gb_s": 0}
+_LEAST = {
+    "gpus": 1,
+    "memory_mib": 1,
+    "nvswitches": 0,
+    "nvlinks": 0,
+    "link_width": 1,
+    "allreduce_floor_gb_s": 0,
+    "copy_floor_gb_s": 0,
+    "load_clock_floor_mhz": 0,
+}

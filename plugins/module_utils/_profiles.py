@@ -12,6 +12,8 @@ nvswitch_device      their PCI device id, "" where there are none
 nvlinks              NVLinks of a GPU
 link_width           PCIe lanes of a GPU
 allreduce_floor_gb_s bus bandwidth in GB/s that all_reduce_perf must reach over all GPUs at 4 GiB and above
+copy_floor_gb_s      GB/s that pinned memory must be copied at between the host and each GPU alone, either way
+load_clock_floor_mhz SM clock in MHz that each GPU must hold under a load of matrix multiplications
 source               where the figures come from, and which of them nobody has measured
 """
 
@@ -22,6 +24,11 @@ import typing as t
 #: Line rate of 18 NVLinks of the fourth generation is 450 GB/s; eight Hopper GPUs reach 470 to 480 GB/s with NVLink SHARP (nccl-tests issues 212, 272).
 #: 430 leaves room for the spread between boards, and is above what the ring reaches without NVLink SHARP (370).
 _ALLREDUCE_FLOOR = 430.0
+#: PCIe 5.0 x16 carries 63 GB/s before its own overhead. 40 leaves room for that and for slow CPUs, and is more than eight lanes or PCIe 4.0 can carry (31).
+_COPY_FLOOR = 40.0
+#: Half of the highest clock of a Hopper GPU (1980 MHz). At its power limit a GPU runs somewhat below that, which is normal; braked or too hot, far below.
+_LOAD_CLOCK_FLOOR = 1000
+_LOAD_SOURCE = "copy and clock floors: line rate of PCIe 5.0 x16 and half of the highest clock, UNVERIFIED"
 _ALLREDUCE_SOURCE = "all-reduce floor: nccl-tests issues 212 and 272 (H100, H200)"
 _BOARD_SOURCE = "NVSwitches, NVLinks: HGX H100 board"
 
@@ -36,7 +43,9 @@ PROFILES: dict[str, dict[str, t.Any]] = {
         "nvlinks": 18,
         "link_width": 16,
         "allreduce_floor_gb_s": _ALLREDUCE_FLOOR,
-        "source": f"PCI id: pci.ids; name, memory: public captures of nvidia-smi; {_BOARD_SOURCE}; {_ALLREDUCE_SOURCE}, UNVERIFIED on an H20",
+        "copy_floor_gb_s": _COPY_FLOOR,
+        "load_clock_floor_mhz": _LOAD_CLOCK_FLOOR,
+        "source": f"PCI id: pci.ids; name, memory: public captures of nvidia-smi; {_BOARD_SOURCE}; {_ALLREDUCE_SOURCE}, UNVERIFIED on an H20; {_LOAD_SOURCE}",
     },
     "h20_96g": {
         "product": "NVIDIA H20",
@@ -48,7 +57,9 @@ PROFILES: dict[str, dict[str, t.Any]] = {
         "nvlinks": 18,
         "link_width": 16,
         "allreduce_floor_gb_s": _ALLREDUCE_FLOOR,
-        "source": f"PCI id: pci.ids; name, memory: public captures of nvidia-smi; {_BOARD_SOURCE}; {_ALLREDUCE_SOURCE}, UNVERIFIED on an H20",
+        "copy_floor_gb_s": _COPY_FLOOR,
+        "load_clock_floor_mhz": _LOAD_CLOCK_FLOOR,
+        "source": f"PCI id: pci.ids; name, memory: public captures of nvidia-smi; {_BOARD_SOURCE}; {_ALLREDUCE_SOURCE}, UNVERIFIED on an H20; {_LOAD_SOURCE}",
     },
     "h20_nvl16": {
         "product": "NVIDIA H20 NVL16",
@@ -60,6 +71,8 @@ PROFILES: dict[str, dict[str, t.Any]] = {
         "nvlinks": 18,
         "link_width": 16,
         "allreduce_floor_gb_s": _ALLREDUCE_FLOOR,
+        "copy_floor_gb_s": _COPY_FLOOR,
+        "load_clock_floor_mhz": _LOAD_CLOCK_FLOOR,
         "source": "PCI id, name: supported GPUs of NVIDIA's open driver; every other figure is UNVERIFIED (taken for two boards of eight H20-3e)",
     },
     "h200": {
@@ -72,7 +85,9 @@ PROFILES: dict[str, dict[str, t.Any]] = {
         "nvlinks": 18,
         "link_width": 16,
         "allreduce_floor_gb_s": _ALLREDUCE_FLOOR,
-        "source": f"PCI id, name, memory, link width: own capture, driver 580.159.04; {_BOARD_SOURCE}; {_ALLREDUCE_SOURCE}",
+        "copy_floor_gb_s": _COPY_FLOOR,
+        "load_clock_floor_mhz": _LOAD_CLOCK_FLOOR,
+        "source": f"PCI id, name, memory, link width: own capture, driver 580.159.04; {_BOARD_SOURCE}; {_ALLREDUCE_SOURCE}; {_LOAD_SOURCE}",
     },
     "h100": {
         "product": "NVIDIA H100 80GB HBM3",
@@ -84,7 +99,9 @@ PROFILES: dict[str, dict[str, t.Any]] = {
         "nvlinks": 18,
         "link_width": 16,
         "allreduce_floor_gb_s": _ALLREDUCE_FLOOR,
-        "source": f"PCI id: pci.ids (SXM5 80GB); name, memory, NVSwitches: public captures of nvidia-smi and lspci; {_ALLREDUCE_SOURCE}",
+        "copy_floor_gb_s": _COPY_FLOOR,
+        "load_clock_floor_mhz": _LOAD_CLOCK_FLOOR,
+        "source": f"PCI id: pci.ids (SXM5 80GB); name, memory, NVSwitches: public captures of nvidia-smi and lspci; {_ALLREDUCE_SOURCE}; {_LOAD_SOURCE}",
     },
 }
 
@@ -99,5 +116,7 @@ OPTIONS: dict[str, dict[str, t.Any]] = {
     "nvlinks": {"type": "int", "required": True},
     "link_width": {"type": "int", "required": True},
     "allreduce_floor_gb_s": {"type": "float", "required": True},
+    "copy_floor_gb_s": {"type": "float", "required": True},
+    "load_clock_floor_mhz": {"type": "int", "required": True},
     "source": {"type": "str", "required": True},
 }

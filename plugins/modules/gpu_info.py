@@ -35,7 +35,8 @@ options:
         C(product) (str, what nvidia-smi calls the GPU), C(pci_device) (str, PCI device id, four lowercase hexadecimal digits),
         C(gpus) (int, of a host), C(memory_mib) (int, of a GPU, as nvidia-smi reports its total), C(nvswitches) (int, of a host),
         C(nvswitch_device) (str, their PCI device id; empty where there are none), C(nvlinks) (int, of a GPU), C(link_width) (int, PCIe lanes of a GPU),
-        C(allreduce_floor_gb_s) (float, bus bandwidth that all_reduce_perf must reach), C(source) (str, where the figures come from).
+        C(allreduce_floor_gb_s) (float, bus bandwidth that all_reduce_perf must reach), C(copy_floor_gb_s) (float, rate of copies between the host and
+        each GPU alone), C(load_clock_floor_mhz) (int, clock of each GPU under load), C(source) (str, where the figures come from).
     type: dict
     default: {}
   topology:

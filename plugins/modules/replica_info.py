@@ -10,7 +10,7 @@ module: replica_info
 short_description: Describe the release, the model and the instances of a host
 version_added: 1.0.0
 description:
-  - Reads the current release, the configuration of every instance and the state of its unit, and changes nothing.
+  - Reads the current release, the verdict of acceptance, the configuration of every instance and the state of its unit, and changes nothing.
 options:
   current:
     description: Symbolic link to the release that serves.
@@ -20,6 +20,10 @@ options:
     description: Folder of the configuration files of the instances.
     type: path
     default: /etc/vllm
+  acceptance:
+    description: File in which the stage acceptance keeps its record.
+    type: path
+    default: /var/lib/h20-fleet/acceptance.json
 extends_documentation_fragment: [h20.fleet.attributes.read_only]
 author:
   - h20.fleet maintainers (@h20-fleet)
@@ -45,6 +49,11 @@ revision:
   description: Revision of the current release's model; empty where there is none.
   returned: always
   type: str
+acceptance:
+  description: Verdict, waivers, figures and what they are valid for, as the stage acceptance keeps them; empty where the host was never measured.
+  returned: always
+  type: dict
+  sample: {verdict: accepted, measured: "2026-11-25T04:00:00+00:00", waivers: []}
 instances:
   description: Each configured instance, with name and state of its unit.
   returned: always
@@ -54,9 +63,22 @@ instances:
 """
 
 import json
+import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+
+#: What of the record is of use without the host.
+KEPT = ("verdict", "measured", "profile", "backend", "key", "waivers", "figures")
+
+
+def accepted(path: Path) -> dict[str, t.Any]:
+    """The record of acceptance in short; {} where there is none, or none that can be used."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {name: record[name] for name in KEPT if name in record}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def main() -> None:
@@ -64,6 +86,7 @@ def main() -> None:
         argument_spec={
             "current": {"type": "path", "default": "/opt/vllm/current"},
             "configuration": {"type": "path", "default": "/etc/vllm"},
+            "acceptance": {"type": "path", "default": "/var/lib/h20-fleet/acceptance.json"},
         },
         supports_check_mode=True,
     )
@@ -84,6 +107,7 @@ def main() -> None:
         release=record.get("release", ""),
         model=model.get("repo", ""),
         revision=model.get("revision", ""),
+        acceptance=accepted(Path(module.params["acceptance"])),
         instances=instances,
     )
 

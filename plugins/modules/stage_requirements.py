@@ -31,6 +31,10 @@ options:
         description: File, folder or program name; a bare name is looked up in C(PATH).
         type: str
         required: true
+      agrees:
+        description: Whether the path is a program that has to agree, that is to end with 0. Where it does not, its own words are the failure.
+        type: bool
+        default: false
   packages:
     description: Debian packages that the stage itself brings, asked of dpkg in the same look, so that apt is called only where one is missing.
     type: list
@@ -85,6 +89,12 @@ def not_installed(names: t.Sequence[str], run: _programs.Runner) -> list[str]:
     return [name for name in names if name not in installed]
 
 
+def refusals(entries: t.Sequence[dict[str, t.Any]]) -> list[tuple[dict[str, t.Any], str]]:
+    """Those whose program does not agree, with its own words."""
+    answers = [(entry, _programs.run([entry["path"]], 2 * _programs.TIMEOUT)) for entry in entries]
+    return [(entry, answer.error.removeprefix("error: ")) for entry, answer in answers if answer.error]
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -96,12 +106,14 @@ def main() -> None:
                 "options": {
                     "stage": {"type": "str", "required": True},
                     "path": {"type": "str", "required": True},
+                    "agrees": {"type": "bool", "default": False},
                 },
             },
             "packages": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
+    agreeing = {requirement["path"] for requirement in module.params["requires"] if requirement.pop("agrees")}
     missing = [
         requirement
         for requirement in module.params["requires"]
@@ -119,6 +131,14 @@ def main() -> None:
             f" -> run the missing stage first: --tags {','.join([*stages, module.params['stage']])}",
             missing=missing,
         )
+    refusing = refusals(
+        [entry for entry in module.params["requires"] if entry["path"] in agreeing and entry not in missing]
+    )
+    if refusing and not module.check_mode:
+        module.fail_json(
+            msg="; ".join(words for _entry, words in refusing), missing=[entry for entry, _words in refusing]
+        )
+    missing += [entry for entry, _words in refusing]
     missing_packages = not_installed(module.params["packages"], _programs.run)
     module.exit_json(changed=False, missing=missing, missing_packages=missing_packages)
 

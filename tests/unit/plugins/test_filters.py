@@ -62,17 +62,26 @@ def test_the_fleet_as_a_table() -> None:
     empty = {"release": "", "model": "", "revision": "", "instances": []}
     two = REPLICA | {"instances": [{"name": "a", "state": "active"}, {"name": "b", "state": "failed"}]}
     replicas = {"h20-01": REPLICA, "h20-02": empty, "h20-04": two, "h20-05": REPLICA}
+    replicas["h20-01"] = REPLICA | {"acceptance": {"verdict": "accepted"}}
     gpus = {"h20-01": gpu(7), "h20-02": gpu(None), "h20-03": gpu(8), "h20-04": gpu(8)}
     assert table([f"h20-0{number}" for number in range(1, 6)], replicas, gpus).splitlines() == [
-        "host    release  model                      GPUs  instance     state",
-        "h20-01  2026.11  DeepSeek-V3-0324@e9b33add  7/8   deepseek-v3  active",
-        "h20-02  -        -                          0/8   -            not set up",
-        "h20-03  -        -                          -     -            unreachable",
-        "h20-04  2026.11  DeepSeek-V3-0324@e9b33add  8/8   a            active",
-        "h20-04  2026.11  DeepSeek-V3-0324@e9b33add  8/8   b            failed",
-        "h20-05  -        -                          -     -            unreachable",
+        "host    release  model                      GPUs  acceptance    instance     state",
+        "h20-01  2026.11  DeepSeek-V3-0324@e9b33add  7/8   accepted      deepseek-v3  active",
+        "h20-02  -        -                          0/8   not measured  -            not set up",
+        "h20-03  -        -                          -     -             -            unreachable",
+        "h20-04  2026.11  DeepSeek-V3-0324@e9b33add  8/8   not measured  a            active",
+        "h20-04  2026.11  DeepSeek-V3-0324@e9b33add  8/8   not measured  b            failed",
+        "h20-05  -        -                          -     -             -            unreachable",
     ]
 
 
+@pytest.mark.parametrize(
+    ("until", "told"), [("2999-12-24", "waived until 2999-12-24"), ("2020-12-24", "waiver expired 2020-12-24")]
+)
+def test_a_waiver_shows_its_end(until: str, told: str) -> None:
+    record = {"verdict": "waived", "waivers": [{"until": until}, {"until": "3000-01-01"}]}
+    assert told in table(["h20-01"], {"h20-01": REPLICA | {"acceptance": record}}, {"h20-01": gpu(8)})
+
+
 def test_a_fleet_without_hosts_is_a_header() -> None:
-    assert table([], {}, {}) == "host  release  model  GPUs  instance  state"
+    assert table([], {}, {}) == "host  release  model  GPUs  acceptance  instance  state"

@@ -73,7 +73,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "partial": (
         {"fleet_hardware_profiles": {"ours": {"gpus": 4}}},
-        "missing required arguments: allreduce_floor_gb_s, link_width",
+        "missing required arguments: allreduce_floor_gb_s, copy_floor_gb_s, link_width",
     ),
     "type": ({"fleet_hardware_profiles": {"ours": WHOLE | {"gpus": "many"}}}, "'gpus' is of type"),
     "number": (

@@ -119,6 +119,7 @@ def test_the_unit_asks_it_before_vllm_and_nothing_is_restarted_for_it() -> None:
     unit = template.render(constants | defaults | host).splitlines()
     commands = [line for line in unit if line.startswith("Exec")]
     assert commands == [
+        "ExecStartPre=/usr/bin/python3 /usr/local/lib/h20-fleet/acceptance_gate.py",
         "ExecStartPre=/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_check.py /etc/vllm/%i.yaml",
         "ExecStart=/opt/vllm/current/bin/vllm serve --config /etc/vllm/%i.yaml",
         "ExecStartPost=/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_ready.py /etc/vllm/%i.yaml",
