@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filter of the serving stage."""
+"""Filter of the serving stage: the configuration file of an instance."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: vllm_config
-short_description: Merge the arguments of a vLLM instance into its configuration file
+short_description: Merge the profile and the arguments of a vLLM instance into its configuration file
 version_added: 1.0.0
 description:
-  - Later arguments win over those of the profile.
-  - Refuses what vLLM would misread without a word, that is keys with underscores (a false one is dropped) and null (read as the text None).
-positional: arguments
+  - The arguments of the instance win over those of its profile, and O(own) over both.
+  - What is false is written as its C(no-) form, since C(vllm serve --config) drops a false one without a word.
+  - Refuses what vLLM would misread, that is keys with underscores and null (read as the text None).
+positional: own
 options:
   _input:
-    description: Arguments of the profile, by long option name without its leading dashes.
+    description: The instance, one of RV(fleet_instances).
     type: dict
     required: true
-  arguments:
-    description: Arguments that are added to the profile's or replace them.
+  own:
+    description: Arguments that the role sets itself.
     type: dict
-    required: true
+    default: {}
 author:
   - h20.fleet maintainers (@h20-fleet)
 """
@@ -27,34 +28,27 @@ author:
 EXAMPLES = r"""
 - name: Show the configuration of an instance
   ansible.builtin.debug:
-    msg: "{{ {'tensor-parallel-size': 8} | h20.fleet.vllm_config({'max-model-len': 65536}) }}"
+    msg: "{{ {'name': 'deepseek-v3', 'profile': 'latency', 'arguments': {'max-model-len': 131072}} | h20.fleet.vllm_config }}"
 """
 
 RETURN = r"""
 _value:
-  description: The merged arguments.
+  description: The merged arguments, by long option name without its leading dashes.
   type: dict
 """
 
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.h20.fleet.plugins.module_utils import _serving
 
 
-def vllm_config(profile: dict[str, t.Any], arguments: dict[str, t.Any]) -> dict[str, t.Any]:
-    """The arguments of both, ``arguments`` winning; raises AnsibleFilterError for a key or value that vLLM misreads."""
-    config = {**profile, **arguments}
-    for key, value in config.items():
-        if "_" in key or key.startswith("-"):
-            wanted = key.lstrip("-").replace("_", "-")
-            raise AnsibleFilterError(
-                f"vLLM argument {key!r}: write it as {wanted!r}; vLLM drops a misspelt one without a word"
-            )
-        if value is None:
-            raise AnsibleFilterError(
-                f"vLLM argument {key!r} is null, which vLLM reads as the text 'None': leave the key out"
-            )
-    return config
+def vllm_config(instance: dict[str, t.Any], own: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    """The options of an instance; raises AnsibleFilterError for a key or value that vLLM misreads."""
+    try:
+        return _serving.arguments(instance, own)
+    except _serving.SettingError as error:
+        raise AnsibleFilterError(str(error)) from error
 
 
 class FilterModule:

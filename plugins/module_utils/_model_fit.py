@@ -116,6 +116,14 @@ class Layout:
         return self.tensor * self.data * self.pipeline
 
     @property
+    def gpus_here(self) -> int | None:
+        """GPUs that it takes of one host; None where something else spreads it."""
+        if self.hosts is None:
+            return None
+        here = self.tensor * self.pipeline * (self.data if self.local_data is None else self.local_data)
+        return here if self.local_data is not None else math.ceil(here / max(1, self.hosts))
+
+    @property
     def name(self) -> str:
         sizes = [("TP", self.tensor), ("PP", self.pipeline), ("DP", self.data)]
         name = "x".join(f"{kind}{size}" for kind, size in sizes if size > 1) or "TP1"
@@ -495,12 +503,8 @@ def _blocks(model: Model, layout: Layout) -> tuple[str, str] | None:
 
 
 def _gpu_count(layout: Layout, profile: dict[str, t.Any] | None) -> tuple[str, str] | None:
-    if profile is None or layout.hosts is None:
-        return None
-    here = layout.tensor * layout.pipeline * (layout.local_data if layout.local_data is not None else layout.data)
-    if layout.local_data is None:
-        here = math.ceil(here / layout.hosts)
-    if here <= profile["gpus"]:
+    here = layout.gpus_here
+    if profile is None or here is None or here <= profile["gpus"]:
         return None
     hosts = math.ceil(layout.gpus / profile["gpus"])
     return (

@@ -12,8 +12,9 @@ import re
 import textwrap
 import typing as t
 
-from ansible_collections.h20.fleet.plugins.module_utils import _dpkg, _model_fit
+from ansible_collections.h20.fleet.plugins.module_utils import _dpkg, _model_fit, _serving
 from ansible_collections.h20.fleet.plugins.module_utils._hardware import MEMORY_TOLERANCE
+from ansible_collections.h20.fleet.plugins.module_utils._serving_profiles import PROFILES
 
 Facts = t.Mapping[str, t.Any]
 
@@ -92,17 +93,17 @@ def plans(gpu: Facts, model: Facts, need: Facts) -> list[dict[str, t.Any]]:
     known = profile_of(gpu, need)
     if known is None or not model.get("config"):
         return []
-    return [
-        {"instance": instance["name"]}
-        | dataclasses.asdict(_model_fit.plan(model["config"], model.get("weight_bytes"), known[1], arguments))
-        for instance in need["instances"]
-        if (arguments := _arguments(instance, need)) is not None
-    ]
-
-
-def _arguments(instance: Facts, need: Facts) -> dict[str, t.Any] | None:
-    profile = need["serving_profiles"].get(instance["profile"])
-    return None if profile is None else {**profile["arguments"], **(instance.get("arguments") or {})}
+    planned = []
+    for instance in need["instances"]:
+        try:
+            arguments = _serving.arguments(instance)
+        except (KeyError, _serving.SettingError):
+            continue  # a finding of its own
+        # A model that the site has put there itself is not the one that was read.
+        config = None if instance.get("model") else model["config"]
+        found = _model_fit.plan(config, model.get("weight_bytes"), known[1], arguments)
+        planned.append({"instance": instance["name"]} | dataclasses.asdict(found))
+    return planned
 
 
 def _system(host: Facts, need: Facts) -> t.Iterator[Finding]:
@@ -484,13 +485,30 @@ def _peers(gpu: Facts) -> t.Iterator[Finding]:
 
 
 def _model(gpu: Facts, model: Facts, need: Facts) -> t.Iterator[Finding]:
+    known = profile_of(gpu, need)
+    count = known[1]["gpus"] if known else None
     for instance in need["instances"]:
-        if instance["profile"] not in need["serving_profiles"]:
+        if instance["profile"] not in PROFILES:
             yield Finding(
                 "MODEL-FIT",
                 REFUSE,
-                f"instance {instance['name']} names profile {instance['profile']}; known are {', '.join(need['serving_profiles'])}",
+                f"instance {instance['name']} names profile {instance['profile']}; known are {', '.join(PROFILES)}",
                 "name one of them in fleet_instances",
+            )
+            continue
+        try:
+            _serving.arguments(instance)
+        except _serving.SettingError as error:
+            yield Finding(
+                "MODEL-FIT", REFUSE, f"instance {instance['name']}: {error}", "write it so in fleet_instances"
+            )
+        absent = [str(number) for number in instance.get("gpus") or [] if count is not None and number >= count]
+        if absent:
+            yield Finding(
+                "MODEL-FIT",
+                REFUSE,
+                f"instance {instance['name']} names GPU {_some(absent)} of a host that has {count}, numbered from 0",
+                "name others in its field gpus",
             )
     if model.get("error") and not model["present"]:
         evidence, _arrow, remedy = model["error"].partition(" -> ")

@@ -85,14 +85,10 @@ options:
         type: int
         default: 0
       instances:
-        description: Replicas of the host, each with C(name), C(port), C(profile) and optionally C(arguments) of vLLM.
+        description: Replicas of the host, as RV(fleet_instances) has them.
         type: list
         elements: dict
         default: []
-      serving_profiles:
-        description: Profiles of vLLM arguments by name, each with C(arguments).
-        type: dict
-        default: {}
 attributes:
   check_mode:
     description: A report is no change, so it is written in check mode as well.

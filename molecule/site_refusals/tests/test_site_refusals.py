@@ -162,7 +162,7 @@ REFUSED = {
     "unknown serving profile": (
         "h20-11",
         instance_with(profile="fastest"),
-        "names profile fastest; known are latency, h20_96g, cpu_test",
+        "names profile fastest; known are latency, throughput, long_context, h20_96g, two_node, guide, cpu_test",
     ),
     "privileged port": ("h20-11", instance_with(port=80), "a port outside 1024 to 65535"),
     "open door without a key": (
@@ -175,10 +175,25 @@ REFUSED = {
         instance_with(arguments={"api-key": "seen-in-ps"}),
         "sets api-key in its arguments, which the role sets itself",
     ),
+    "argument that vLLM does not have any more": (
+        "h20-11",
+        instance_with(arguments={"swap-space": 4}),
+        "sets swap-space, which vLLM 0.32.0 does not have any more -> kv-offloading-size",
+    ),
+    "argument that vLLM never had": (
+        "h20-11",
+        instance_with(arguments={"max-model-length": 512}),
+        "sets max-model-length, which vLLM 0.32.0 does not have -> did you mean max-model-len?",
+    ),
+    "value that vLLM's own parser refuses": (
+        "h20-11",
+        instance_with(arguments={"seed": "first"}),
+        "argument --seed: invalid int value: ",
+    ),
     "argument that vLLM would drop": (
         "h20-11",
         instance_with(arguments={"enable_prefix_caching": False}),
-        "write it as 'enable-prefix-caching'",
+        "write it as enable-prefix-caching; vLLM drops a misspelt one",
     ),
 }
 

@@ -18,8 +18,6 @@ DRIVER = "580.173.02"
 OLDER = "580.159.04"
 ADDRESSES = [f"0000:{bus}:00.0" for bus in ("18", "2a", "3a", "5d", "9a", "ab", "ba", "db")]
 DEEPSEEK = json.loads((Path(__file__).parent / "models/deepseek-v3.json").read_text(encoding="utf-8"))
-TP8 = {"tensor-parallel-size": 8, "max-model-len": 65536}
-CPU_TEST = {"max-model-len": 1024, "max-num-seqs": 8, "enforce-eager": True, "kv-cache-memory-bytes": 268435456}
 NGINX = {"pid": 812, "command": "nginx", "unit": "nginx.service"}
 VLLM = {"pid": 900, "command": "vllm", "unit": "vllm@deepseek.service"}
 XID = {
@@ -130,7 +128,6 @@ def fit() -> dict[str, Facts]:
             "model_path": MODEL,
             "model_bytes": MODEL_BYTES,
             "instances": [{"name": "deepseek", "profile": "latency", "port": 8000}],
-            "serving_profiles": {"latency": {"arguments": TP8}, "cpu_test": {"arguments": CPU_TEST}},
         },
     }
     return copy.deepcopy(facts)

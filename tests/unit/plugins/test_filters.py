@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filters of serving and of the status verb."""
+"""The filter of the status verb."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from ansible.errors import AnsibleFilterError
-from ansible_collections.h20.fleet.plugins.filter import status_table, vllm_config
+from ansible_collections.h20.fleet.plugins.filter import status_table
 
-merge = vllm_config.FilterModule().filters()["vllm_config"]
 table = status_table.FilterModule().filters()["status_table"]
 
 REVISION = "e9b33add76883f293d6bf61f6bd89b497e80e335"
@@ -19,39 +16,6 @@ REPLICA = {
     "revision": REVISION,
     "instances": [{"name": "deepseek-v3", "state": "active"}],
 }
-
-
-@pytest.mark.parametrize(
-    ("profile", "arguments", "merged"),
-    [
-        ({}, {}, {}),
-        ({"max-model-len": 1}, {}, {"max-model-len": 1}),
-        ({"max-model-len": 1, "dtype": "auto"}, {"max-model-len": 2}, {"max-model-len": 2, "dtype": "auto"}),
-        ({}, {"enforce-eager": False, "seed": 0}, {"enforce-eager": False, "seed": 0}),
-        ({}, {"speculative-config": {"num_tokens": None}}, {"speculative-config": {"num_tokens": None}}),
-    ],
-)
-def test_later_arguments_win(profile: dict[str, Any], arguments: dict[str, Any], merged: dict[str, Any]) -> None:
-    before = dict(profile)
-    assert merge(profile, arguments) == merged
-    assert profile == before
-
-
-@pytest.mark.parametrize(
-    ("argument", "value", "advice"),
-    [
-        ("max_model_len", 1, "'max-model-len'"),
-        ("--max-model-len", 1, "'max-model-len'"),
-        ("enforce_eager", False, "'enforce-eager'"),
-        ("seed", None, "leave the key out"),
-    ],
-)
-def test_what_vllm_would_misread_is_refused_wherever_it_stands(argument: str, value: object, advice: str) -> None:
-    wrong, nothing = {argument: value}, dict[str, object]()
-    for profile, arguments in ((wrong, nothing), (nothing, wrong)):
-        with pytest.raises(AnsibleFilterError, match=advice) as refused:
-            merge(profile, arguments)
-        assert repr(argument) in str(refused.value)
 
 
 def gpu(answering: int | None, on_bus: int = 8) -> dict[str, Any]:

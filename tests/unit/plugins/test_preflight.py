@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from ansible_collections.h20.fleet.plugins.module_utils import _preflight, _profiles
+from ansible_collections.h20.fleet.plugins.module_utils import _preflight, _profiles, _serving_profiles
 from unit.plugins.fit_host import (
     ADDRESSES,
     DEEPSEEK,
@@ -19,7 +19,6 @@ from unit.plugins.fit_host import (
     MODEL_BYTES,
     NGINX,
     OLDER,
-    TP8,
     VLLM,
     XID,
     Facts,
@@ -307,8 +306,17 @@ CASES = [
         "MODEL-FIT",
         REFUSE,
         {"need.instances.0.profile": "fastest"},
-        "names profile fastest; known are latency, cpu_test",
+        "names profile fastest; known are latency, throughput, ",
     ),
+    Case(
+        "MODEL-FIT",
+        REFUSE,
+        {"need.instances.0.arguments": {"max_num_seqs": 8}},
+        "deepseek: vLLM argument max_num_seqs",
+    ),
+    Case("MODEL-FIT", REFUSE, {"need.instances.0.gpus": [6, 7, 8]}, "names GPU 8 of a host that has 8"),
+    Case("MODEL-FIT", None, {"need.instances.0.gpus": [0, 7]}),
+    Case("MODEL-FIT", WARN, {"need.instances.0.model": "/data/models/ours"}, "its config.json is not known"),
     Case("MODEL-FIT", WARN, {"model.config": {"architectures": ["Unheard"]}}, "instance deepseek: "),
     Case(
         "MODEL-FIT",
@@ -407,7 +415,7 @@ def test_the_plan_that_does_not_fit_names_the_longest_that_does() -> None:
     [finding] = judge(SMALL_GPUS)
     length = int("".join(filter(str.isdigit, finding.remedy)))
     shorter = SMALL_GPUS | {"need.instances.0.arguments": {"max-model-len": length}}
-    assert 0 < length < TP8["max-model-len"]
+    assert 0 < length < _serving_profiles.PROFILES["latency"].arguments["max-model-len"].value
     assert judge(shorter) == []
 
 

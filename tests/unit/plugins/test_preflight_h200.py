@@ -42,7 +42,6 @@ def test_judged_again_it_is_refused_for_the_same_reasons(release: dict[str, dict
         "model_path": path,
         "model_bytes": release["model"]["bytes"],
         "instances": [],
-        "serving_profiles": {},
     }
     gpu = REPORT["hardware"] | {"profiles": _profiles.PROFILES}
     found = _preflight.findings(REPORT["system"], gpu, model, need)
