@@ -9,7 +9,7 @@ VENV := .venv/bin
 TESTBED := PYTHONPATH=tests $(VENV)/python -m testbed
 RUN := PYTHONPATH=tests $(VENV)/python -m gates.run
 
-.PHONY: help setup demo test gates lint sanity unit molecule bench build lock clean
+.PHONY: help setup demo test gates lint sanity unit molecule bench build lock parsers clean
 
 help: ## this list
 	@echo "h20.fleet: from bare hosts with eight NVIDIA H20 to a fleet that serves DeepSeek-V3 with vLLM"
@@ -52,6 +52,9 @@ ifndef ONLY
 	@{ echo '# SPDX-License-Identifier: Apache-2.0'; echo '# Resolved from test.in by `make lock`, for Python 3.11 to 3.14 alike.'; cat .cache/lock.txt; } > requirements/test.txt
 endif
 	@PYTHONPATH=tests $(VENV)/python -m gates.locks $(ONLY)
+
+parsers: setup ## read the options of vLLM out of its own parser, for each version of requirements/parsers.yml
+	@PYTHONPATH=tests $(VENV)/python -m gates.parsers
 
 clean: ## the test bed's containers and everything that was built here
 	@if [[ -x $(VENV)/python && -d tests/testbed ]]; then $(TESTBED) clean || echo "clean: the test bed's containers may be left" >&2; fi

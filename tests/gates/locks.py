@@ -61,7 +61,7 @@ class Lock:
         command += ["--python-version", self.python, "--python-platform", PLATFORM, "--only-binary", ":all:"]
         command += ["--generate-hashes", "--no-annotate", "--no-emit-index-url"]
         command += [] if kept else ["--exclude-newer", self.newest]
-        settings, without = _settings(self.target_device)
+        settings, without = settings_for(self.target_device)
         settings["UV_CUSTOM_COMPILE_COMMAND"] = f"make lock: {shlex.join([*command, '--output-file', str(self.path)])}"
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / self.path.name
@@ -71,7 +71,7 @@ class Lock:
             return output.read_text(encoding="utf-8")
 
 
-def _settings(device: str) -> tuple[dict[str, str], tuple[str, ...]]:
+def settings_for(device: str) -> tuple[dict[str, str], tuple[str, ...]]:
     """Variables for uv beside those that are set, and the names of those that it must not see."""
     here = environment.read()
     settings = {"UV_DEFAULT_INDEX": here.index_url} if here.index_url else {}

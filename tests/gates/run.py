@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from gates import checks, guard, locks, package, sanity, scenarios
+from gates import checks, guard, locks, package, parsers, sanity, scenarios
 from gates.shell import CACHE, GateError, Shell
 
 LOGS = CACHE / "logs"
@@ -62,6 +62,12 @@ GATES = (
         locks.check,
         fast=False,
         step=r"--output-file \S*/([\w.-]+)\.txt$",
+    ),
+    Gate(
+        "parsers",
+        "each version of vLLM takes every serving profile, and lists the options that are committed: its own parser",
+        parsers.check,
+        fast=False,
     ),
     Gate(
         "package", "the tarball installs offline elsewhere, verifies, and works from there", package.check, fast=False
