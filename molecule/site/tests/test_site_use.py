@@ -36,35 +36,67 @@ def test_curl_and_journal_of_the_guide_work(host: Host) -> None:
     assert "ready after" in host.check_output(f"journalctl --unit {UNIT} --no-pager --output cat")
 
 
-def test_chat_example_streams_an_answer() -> None:
+def example(name: str, *arguments: str) -> str:
+    """What an example prints that asks the replica from outside, as a client's own machine does."""
     command = [
         sys.executable,
-        str(ROOT / "examples/chat.py"),
+        str(ROOT / "examples" / name),
         "--base-url",
         f"{API.url}/v1",
         "--model",
         INSTANCE,
-        "--max-tokens",
-        "8",
-        "Hello",
+        *arguments,
     ]
-    done = subprocess.run(
-        command, env=os.environ | {"OPENAI_API_KEY": API.key}, capture_output=True, text=True, timeout=120, check=False
-    )
+    environment = os.environ | {"OPENAI_API_KEY": API.key}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    return done.stdout.strip()
 
 
-def test_offline_batch_example_answers_every_prompt(host: Host) -> None:
+def test_curl_example_completes_chats_and_streams() -> None:
+    command = ["bash", str(ROOT / "examples/curl.sh"), API.url, INSTANCE]
+    environment = os.environ | {"API_KEY": API.key, "no_proxy": "*"}
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+    completion, chat, *stream = [line for line in output.splitlines() if line]
+    assert json.loads(completion)["usage"]["completion_tokens"] == 32
+    assert json.loads(chat)["choices"][0]["message"]["content"]
+    assert len(stream) > 2
+    assert stream[-1] == "data: [DONE]"
+
+
+def test_chat_example_streams_an_answer() -> None:
+    assert example("chat.py", "--max-tokens", "8", "Hello")
+
+
+def test_structured_example_answers_in_its_schema() -> None:
+    """The weights are random, so that only the server keeps the answer in its form."""
+    answer = json.loads(example("structured.py", "The parcel was wet."))
+    assert answer.keys() == {"sentiment", "complaint"}
+    assert answer["sentiment"] in ("positive", "negative", "mixed")
+    assert isinstance(answer["complaint"], bool)
+
+
+def test_offline_batch_example_answers_every_prompt_and_goes_on_where_it_was_stopped(host: Host) -> None:
+    """A run before has answered the first prompt and was cut off in the second; the third has an id of its own."""
     script = (ROOT / "examples/offline_batch.py").read_text(encoding="utf-8")
     host.check_output("printf %%s %s > /tmp/offline_batch.py", script)
+    host.check_output("rm -rf /tmp/batch && install -d -o vllm /tmp/batch")
+    prompts = [{"prompt": "one"}, {"prompt": "two"}, {"id": "mine", "prompt": "three"}]
+    before = {"id": 1, "prompt": "one", "text": "answered before"}
+    files = {
+        "in": "".join(f"{json.dumps(prompt)}\n" for prompt in prompts),
+        "out": f'{json.dumps(before)}\n{{"id": 2, "pro',
+    }
+    for name, text in files.items():
+        host.check_output(f"printf %%s %s > /tmp/batch/{name}.jsonl && chown vllm /tmp/batch/{name}.jsonl", text)
     options = f"--model {MODEL}/current --tensor-parallel-size 1 --max-model-len 512 --max-tokens 8 --enforce-eager"
     run = "runuser -u vllm -- env HOME=/var/lib/vllm VLLM_CPU_KVCACHE_SPACE=1 /opt/vllm/current/bin/python /tmp/offline_batch.py"
-    output = host.check_output(
-        f"printf 'one\\ntwo\\n' | {run} {options} 2>/tmp/offline_batch.log || (cat /tmp/offline_batch.log; false)"
-    )
-    answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    assert [answer["prompt"] for answer in answers] == ["one", "two"]
+    done = host.run(f"{run} {options} /tmp/batch/in.jsonl /tmp/batch/out.jsonl")
+    assert done.rc == 0, done.stderr
+    assert "3/3" in done.stderr, "the progress bar ends at the last prompt"
+    answers = [json.loads(line) for line in host.check_output("cat /tmp/batch/out.jsonl").splitlines()]
+    assert answers[0] == before
+    assert [(answer["id"], answer["prompt"]) for answer in answers[1:]] == [(2, "two"), ("mine", "three")]
     assert all(answer["text"] for answer in answers)
 
 
