@@ -146,7 +146,7 @@ def _arguments(instance: Instance, vllm_version: str, options: Options | None) -
     except SettingError as error:
         yield f"cannot be written: {error}"
         return
-    if int(merged.get("nnodes", 1)) > 1:
+    if str(merged.get("nnodes", 1)) != "1":
         yield (
             f"spans {merged['nnodes']} hosts, and each host's unit counts as started when it has answered a completion, which all but the first never do"
             " -> serve it from one host, or start it by hand (docs/serving.md)"
@@ -204,7 +204,7 @@ def _shared(instances: t.Sequence[Instance]) -> t.Iterator[str]:
     shares: dict[int | str, dict[str, float]] = collections.defaultdict(dict)
     every = {gpu for instance in instances for gpu in instance.get("gpus") or []}
     for instance in instances:
-        share = float(arguments(instance).get("gpu-memory-utilization", _model_fit.GPU_MEMORY_UTILIZATION))
+        share = _share(instance)
         for gpu in instance.get("gpus") or every or ["all"]:
             shares[gpu][str(instance["name"])] = share
     told = set()
@@ -218,3 +218,11 @@ def _shared(instances: t.Sequence[Instance]) -> t.Iterator[str]:
                 f"instances {parts} share {where} and ask for {sum(asked.values()):g} of its memory, vLLM's default being {_model_fit.GPU_MEMORY_UTILIZATION}"
                 " -> give each its own gpus, or shares of gpu-memory-utilization that add up below 1"
             )
+
+
+def _share(instance: Instance) -> float:
+    """Share of a GPU's memory that an instance asks for; 0 for what is no number, which the parser refuses."""
+    try:
+        return float(arguments(instance).get("gpu-memory-utilization", _model_fit.GPU_MEMORY_UTILIZATION))
+    except (TypeError, ValueError):
+        return 0.0

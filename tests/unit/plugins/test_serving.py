@@ -269,6 +269,10 @@ def test_instances_share_no_more_of_a_gpu_than_there_is(
     assert [message in error for error in found] == ([True] if message else [])
 
 
+def test_a_share_that_is_no_number_is_left_to_the_parser() -> None:
+    assert errors(TWO[0], TWO[1] | {"arguments": {"gpu-memory-utilization": "half"}}) == []
+
+
 def test_without_gpus_there_is_nothing_to_share() -> None:
     two = [instance(name=name, profile="cpu_test") for name in ("left", "right")]
     assert errors(*two, target_device="cpu") == []
