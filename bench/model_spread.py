@@ -3,8 +3,9 @@
 
 Hosts are network namespaces with shaped links.
 
-    python -m bench.model_spread [--hosts 8,24]        what results.json keeps, as root
-    python -m bench.model_spread --processes 1,2,4,8   GB/s that one host delivers to another by so many processes, on loopback: no root, no network
+    python -m bench.model_spread                       what results.json keeps, as root: a quarter of an hour
+    python -m bench.model_spread --hosts 8             for one number of hosts, without the slow origin: --overlap is for that
+    python -m bench.model_spread --delivered 1,2,4,8   GB/s that one host delivers to another by so many processes, on loopback: no root, no network
 
 F is the revision's size, u the rate of every link, both ways: nothing can bring it to any number of hosts in less than F/u.
 """
@@ -39,6 +40,12 @@ PORT = 8481
 ORIGIN = "origin"
 #: Seconds that a measurement may take.
 PATIENCE = 540
+#: Numbers of hosts that are measured, those of them that results.json keeps, and how many hosts share the slow origin.
+COUNTS, KEPT, SHARING = (2, 8, 16, 24), (8, 24), 8
+#: How much slower than the site's links the slow origin is; half as much of the revision is got from it as would take as long as all of it within the site.
+SLOWNESS = 4
+#: Of the bytes that all receivers get, the part in which a rate is measured: before it programs start, after it the last files are proved.
+MIDDLE = (0.1, 0.9)
 NGINX = """\
 daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.err; user root; worker_processes 1;
 events {{ worker_connections 1024; }}
@@ -52,6 +59,10 @@ class Revision:
 
     files: int
     size: int
+
+    def part(self, hosts: int) -> Revision:
+        """A smaller one, which so many hosts get one after the other in about half the time that the whole one takes them together."""
+        return Revision(max(self.files // 4, 1), max(self.size // 2 // hosts, MIB))
 
     def write(self, folder: Path) -> dict[str, t.Any]:
         """Write the files below `folder`; the manifest as a dict."""
@@ -77,6 +88,27 @@ class Outcome:
         return max(self.seconds.values())
 
 
+class Arrivals:
+    """How the bytes of those who receive grow with time."""
+
+    def __init__(self, folder: Path, receivers: t.Collection[str], size: int) -> None:
+        self._roots = [folder / name for name in receivers]
+        self._total = len(receivers) * size
+        self._points: list[tuple[float, int]] = []
+
+    def look(self, seconds: float) -> None:
+        self._points.append((seconds, sum(map(_blocks, self._roots))))
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second that all receive together, in the middle of the transfer."""
+        low, high = (part * self._total for part in MIDDLE)
+        middle = [point for point in self._points if low <= point[1] <= high]
+        if len(middle) < 2 or middle[-1][1] <= middle[0][1]:
+            raise BenchError(f"{self._total} bytes are there too soon to be measured -> give a larger --size")
+        return (middle[-1][1] - middle[0][1]) / (middle[-1][0] - middle[0][0])
+
+
 class Fleet:
     """Hosts that fetch one revision, below a folder in memory."""
 
@@ -86,6 +118,7 @@ class Fleet:
         self.folder = folder
         self.hosts = hosts
         self.processes = processes
+        self.size = revision.size
         (folder / "lib").mkdir()
         (folder / "lib/weights").symlink_to(PACKAGE)
         self.files = folder / "files" / REPO / REVISION
@@ -121,6 +154,14 @@ class Fleet:
             for name in self.hosts:
                 shutil.rmtree(self.folder / name)
         return Outcome(seconds, sum(map(int, log.read_text(encoding="ascii").split())))
+
+    def rate(
+        self, distribution: str, sources: t.Sequence[str], receivers: t.Collection[str], full: t.Collection[str] = ()
+    ) -> float:
+        """Bytes a second that the receivers get together."""
+        arrivals = Arrivals(self.folder, receivers, self.size)
+        self.run(distribution, sources, full, arrivals.look)
+        return arrivals.rate
 
     def _prepare(self, name: str, distribution: str, sources: t.Sequence[str], *, full: bool) -> None:
         root = self.folder / name
@@ -182,13 +223,13 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(count: int, revision: Revision, rate: int, outside: int) -> t.Iterator[tuple[Fleet, str]]:
+def fleet(count: int, revision: Revision, rate: int, outside: int, processes: int) -> t.Iterator[tuple[Fleet, str]]:
     """So many hosts whose links have a rate, in a network with a web server that has the revision behind a link of another rate, and its address."""
     names = [f"h{number:02d}" for number in range(1, count + 1)]
     with memory() as folder, Network([*names, ORIGIN]) as hosts:
         for name, host in hosts.items():
             host.shape(outside if name == ORIGIN else rate)
-        made = Fleet(folder, {name: hosts[name] for name in names}, revision)
+        made = Fleet(folder, {name: hosts[name] for name in names}, revision, processes)
         (folder / "nginx.conf").write_text(NGINX.format(folder=folder), encoding="utf-8")
         server = subprocess.Popen(
             hosts[ORIGIN].run("nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "nginx.err"))
@@ -209,56 +250,56 @@ def memory() -> t.Iterator[Path]:
         yield folder
 
 
-def shaped(counts: t.Sequence[int], revision: Revision, rate: int) -> list[Figure]:
-    """What spreading costs by the number of hosts, and with an origin that is slower than the site."""
-    figures, ideal = [], revision.size / rate
-    for count in counts:
-        with fleet(count, revision, rate, rate) as (hosts, origin):
-            seed = next(iter(hosts.hosts))
-            peers = hosts.run("peer", [], full=[seed]).last
-            once = hosts.run("peer", [origin])
-        goal = 1.5 if count <= 8 else 1.75
-        figures += [
-            Figure(f"model.fanout_n{count}", peers / ideal, "x F/u", goal),
-            Figure(f"model.origin_ratio_n{count}", once.origin / revision.size, "x F", 1.0),
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What so many hosts take: times as multiples of F/u, the origin's bytes as a multiple of F."""
+
+    hosts: int
+    seconds: float
+    spread: float
+    origin: float
+    each: float
+    http: float
+
+    def figures(self) -> list[Figure]:
+        """What results.json keeps of it."""
+        goal = 1.5 if self.hosts <= 8 else 1.75
+        return [
+            Figure(f"model.fanout_n{self.hosts}", self.spread, "x F/u", goal),
+            Figure(f"model.origin_ratio_n{self.hosts}", self.origin, "x F", 1.0),
+            Figure(f"model.http_speedup_n{self.hosts}", self.http / self.spread, "x", 0.5 * self.hosts, at_least=True),
         ]
-        print(f"N={count}: F/u {ideal:.0f} s, last host {peers:.0f} s", flush=True)
-    return figures
 
 
-def speedup(count: int, revision: Revision, rate: int, fanout: float) -> Figure:
-    """By how much peers are faster than HTTP from one host, whose time is N times F/u: so a small revision is enough to measure it."""
-    with fleet(count, revision, rate, rate) as (hosts, _origin):
-        served = hosts.run("http", [], full=[next(iter(hosts.hosts))]).last
-    return Figure(f"model.http_speedup_n{count}", served / (revision.size / rate) / fanout, "x", 5, at_least=True)
+def row(count: int, revision: Revision, rate: int, processes: int) -> Row:
+    """Spread a revision from a host that has it; then a smaller one from an origin by all three ways, for its bytes and for the rates that it comes at."""
+    ideal = revision.size / rate
+    with fleet(count, revision, rate, rate, processes) as (hosts, _origin):
+        seconds = hosts.run("peer", [], full=[next(iter(hosts.hosts))]).last
+    print(f"N={count}: F/u {ideal:.0f} s, last host {seconds:.0f} s", flush=True)
+    with fleet(count, revision.part(count), rate, rate, processes) as (hosts, origin):
+        first, *others = hosts.hosts
+        once = hosts.run("peer", [origin]).origin / hosts.size
+        each = hosts.rate("source", [origin], list(hosts.hosts))
+        http = hosts.rate("http", [], others, full=[first])
+    return Row(count, seconds, seconds / ideal, once, count * rate / each, (count - 1) * rate / http)
 
 
-def overlap(count: int, revision: Revision, rate: int, outside: int) -> Figure:
-    """Time to the last host over that of one host alone, from an origin that is slow."""
-    with fleet(1, revision, rate, outside) as (hosts, origin):
-        alone = hosts.run("source", [origin]).last
-    with fleet(count, revision, rate, outside) as (hosts, origin):
+def overlap(revision: Revision, rate: int, processes: int) -> Figure:
+    """Time to the last host from a slow origin over the time that the origin's link alone takes."""
+    outside = rate // SLOWNESS
+    part = Revision(revision.files, revision.size // SLOWNESS * 2)
+    with fleet(SHARING, part, rate, outside, processes) as (hosts, origin):
         together = hosts.run("peer", [origin]).last
-    return Figure("model.overlap_ratio", together / alone, "x origin", 1.15)
+    return Figure("model.overlap_ratio", together / (part.size / outside), "x origin", 1.15)
 
 
 def delivered(processes: int, revision: Revision, receivers: int) -> float:
     """GB/s that all receivers get together from a host with everything, by so many processes of aria2 each; on loopback, as the present user."""
-    names = ["seed", *(f"receiver{number}" for number in range(receivers))]
-    points: list[tuple[float, int]] = []
+    seed, *others = ["seed", *(f"receiver{number}" for number in range(receivers))]
     with memory() as folder:
-        made = Fleet(folder, dict.fromkeys(names), revision, processes)
-
-        def watched(seconds: float) -> None:
-            points.append((seconds, sum(_blocks(folder / name) for name in names[1:])))
-
-        made.run("peer", [], full=["seed"], watched=watched)
-    total = receivers * revision.size
-    # Neither the beginning nor the end: programs start, the last files are proved.
-    middle = [point for point in points if 0.1 * total <= point[1] <= 0.9 * total]
-    if len(middle) < 2:
-        raise BenchError(f"{revision.size} bytes are there too soon to be measured -> give a larger --size")
-    return (middle[-1][1] - middle[0][1]) / (middle[-1][0] - middle[0][0]) / 1e9
+        made = Fleet(folder, dict.fromkeys([seed, *others]), revision, processes)
+        return made.rate("peer", [], others, full=[seed]) / 1e9
 
 
 def _blocks(root: Path) -> int:
@@ -268,38 +309,59 @@ def _blocks(root: Path) -> int:
     return 0
 
 
+def columns(rows: t.Sequence[Row]) -> str:
+    """The table for eyes: times in multiples of F/u."""
+    lines = [("N", "LAST HOST", "PEERS", "FROM THE ORIGIN", "EACH FOR ITSELF", "HTTP FROM ONE HOST")]
+    lines += [
+        (
+            str(row.hosts),
+            f"{row.seconds:.0f} s",
+            f"{row.spread:.2f} F/u",
+            f"{row.origin:.3f} F",
+            f"{row.each:.1f} F/u",
+            f"{row.http:.1f} F/u",
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.model_spread", description=__doc__.splitlines()[0])
-    parser.add_argument("--hosts", default="8,24", help="numbers of hosts")
-    parser.add_argument("--size", type=int, default=256, help="of the revision, in MiB")
-    parser.add_argument("--files", type=int, default=64, help="of the revision")
-    parser.add_argument("--rate", type=float, default=4, help="of a link, in MiB/s")
+    parser.add_argument("--hosts", help="numbers of hosts, instead of 2,8,16,24 and the slow origin")
+    parser.add_argument("--overlap", action="store_true", help="the slow origin, and nothing else")
+    parser.add_argument("--size", type=int, help="of the revision, in MiB: 256; with --delivered 2048")
+    parser.add_argument("--files", type=int, default=32, help="of the revision")
+    parser.add_argument("--rate", type=float, default=3, help="of a link, in MiB/s")
+    parser.add_argument("--processes", type=int, default=4, help="of aria2 on each host")
     parser.add_argument(
-        "--processes", default="", help="numbers of processes: measure what they deliver, and nothing else"
+        "--delivered", default="", help="numbers of processes: measure what they deliver, and nothing else"
     )
-    parser.add_argument("--receivers", type=int, default=1, help="hosts that receive, with --processes")
+    parser.add_argument("--receivers", type=int, default=1, help="hosts that receive, with --delivered")
     parser.add_argument(
         "--tools", type=Path, help="a folder with aria2c, opentracker and mktorrent, where PATH has none"
     )
     options = parser.parse_args()
     if options.tools:
         os.environ["PATH"] = f"{options.tools.resolve()}:{os.environ['PATH']}"
-    revision, rate = Revision(options.files, options.size * MIB), int(options.rate * MIB)
+    size = options.size or (2048 if options.delivered else 256)
+    revision, rate = Revision(options.files, size * MIB), int(options.rate * MIB)
+    counts = [int(count) for count in options.hosts.split(",")] if options.hosts else COUNTS
     try:
-        if options.processes:
-            for number in map(int, options.processes.split(",")):
+        if options.delivered:
+            for number in map(int, options.delivered.split(",")):
                 print(f"{number:3} processes  {delivered(number, revision, options.receivers):.2f} GB/s", flush=True)
             return 0
-        figures = shaped([int(count) for count in options.hosts.split(",")], revision, rate)
-        fanout = next((figure.value for figure in figures if figure.name == "model.fanout_n24"), None)
-        if fanout:
-            figures.append(speedup(24, Revision(8, revision.size // 8), rate, fanout))
-        figures.append(overlap(8, revision, rate, rate // 4))
+        rows = [] if options.overlap else [row(count, revision, rate, options.processes) for count in counts]
+        figures = [figure for measured in rows if measured.hosts in KEPT for figure in measured.figures()]
+        if options.overlap or not options.hosts:
+            figures.append(overlap(revision, rate, options.processes))
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     keep(figures)
-    print(table(figures))
+    print(columns(rows), table(figures), sep="\n\n")
     return 0
 
 

@@ -12,18 +12,29 @@ from . import torrent
 from .job import Job
 from .manifest import Manifest
 
-#: A host that has not been heard of for so many seconds leads no group, and is not waited for when the exchange ends.
+#: A host that has not been heard of for so many seconds leads no group, relays nothing, and is not waited for when the exchange ends.
 SILENCE = 60
+#: Seconds without one more byte after which nobody waits for the relay of a file any longer. Its peers may queue for 10 before they are let in.
+HESITATION = 30
+#: Files on their way from an origin to their relays: so many a process of aria2, so that its link never idles while one is let in; fewer until as many
+#: have arrived, so that the first are soon there to be relayed; and so many where there are hardly any processes.
+RELAYED, FEWEST = 3, 4
 
 FINISHED = ("seeding", "complete", "failed")
 
 
 @dataclasses.dataclass(frozen=True)
 class Offer:
-    """A file that an origin has proved; `info_hash` names its torrent, "" where the origin serves it over HTTP."""
+    """A file that an origin has proved; `info_hash` names its torrent, "" where the origin serves it over HTTP.
+
+    An origin sends each torrent once, to its `relay`. The stages: `first`, that host alone gets it yet; `relayed`, the others get it from there and from
+    each other, and nobody new calls the origin; `open`, all get it from all, since there is no relay that can be relied on.
+    """
 
     origin: str
     info_hash: str = ""
+    relay: str = ""
+    stage: str = "open"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +52,23 @@ class News:
         return cls(offers, content["tracker"], content["failed"], content["bytes"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Had:
+    """What the relay of a file has of it: so many bytes, and whether others can get it there."""
+
+    bytes: int = 0
+    gives: bool = False
+
+
+@dataclasses.dataclass
+class _Relay:
+    """The host that gets a file first, and what it has of it since when."""
+
+    host: str
+    since: float
+    had: Had = Had()
+
+
 class Books:
     """Offers, torrents and accounts. `allow` puts a hash on the exchange's own tracker, and returns when it is there."""
 
@@ -55,6 +83,9 @@ class Books:
         self._offers: dict[str, Offer] = {}
         self._torrents: dict[str, bytes] = {}
         self._confirmed: dict[str, set[str]] = {}
+        self._introduced: dict[str, set[str]] = {}
+        self._relays: dict[str, _Relay] = {}
+        self._open: set[str] = set()
         self._accounts: dict[str, dict[str, t.Any] | None] = dict.fromkeys(self.site.hosts)
         self._heard: dict[str, float] = {}
         self._told: set[str] = set()
@@ -70,26 +101,59 @@ class Books:
         with self._lock:
             self._torrents[hashed] = content
             self._offers[path] = Offer(origin, hashed)
+            if not hashed:
+                self._open.add(path)
 
     def torrent(self, info_hash: str) -> bytes:
         """The torrent of this hash; raises KeyError."""
         with self._lock:
             return self._torrents[info_hash]
 
+    def begin(self, host: str) -> None:
+        """The host has been started, and serves nothing of what it served before."""
+        with self._lock:
+            for known in (self._confirmed, self._introduced):
+                known.pop(host, None)
+            for path in [path for path, relay in self._relays.items() if relay.host == host]:
+                self._give_up(path)
+
     def confirm(self, host: str, info_hash: str) -> None:
-        """An origin is among the peers of the torrent, or the tracker of a group's leader knows it: who had asked before would have met nobody."""
+        """An origin is among the peers of the torrent: who had asked before would have met nobody."""
         with self._lock:
             self._confirmed.setdefault(host, set()).add(info_hash)
 
-    def news(self, host: str) -> News:
-        """What the host may fetch: in a group with a living leader, what that one's tracker knows. Raises KeyError."""
+    def withdraw(self, host: str, info_hash: str) -> None:
+        """An origin is among the peers no more: who asks from now on meets the relay."""
+        with self._lock:
+            self._confirmed.setdefault(host, set()).discard(info_hash)
+
+    def introduce(self, host: str, info_hash: str) -> None:
+        """The tracker of a group's leader knows the torrent, and the leader as its peer."""
+        with self._lock:
+            self._introduced.setdefault(host, set()).add(info_hash)
+
+    def advance(self, host: str, path: str, had: Had) -> None:
+        """Note what the relay of a file has of it; what another host says of it is of no matter."""
+        with self._lock:
+            relay = self._relays.get(path)
+            if relay and relay.host == host and relay.had != had:
+                if relay.had.gives and not had.gives:
+                    self._give_up(path)
+                relay.had, relay.since = had, time.monotonic()
+
+    def news(self, host: str, *, ready: bool = True) -> News:
+        """What the host may fetch: in a group with a living leader, what that one's tracker knows. It is `ready` to be a relay, or not. Raises KeyError."""
         with self._lock:
             leader = self.site.leader(self.site.hosts[host].group)
             led = self._grouped and host != leader and self._leads(leader)
+            for path in [path for path, relay in self._relays.items() if self._stuck(path, relay)]:
+                self._give_up(path)
+            if ready and not led and not self._failed(host):
+                self._deal(host)
             offers = {
-                path: offer
+                path: self._told_of(path, offer)
                 for path, offer in self._offers.items()
-                if host == offer.origin or self._shown(offer, {offer.origin, leader} if led else {offer.origin})
+                if host == offer.origin or (self._led_to(offer, leader) if led else self._shown(path, offer, host))
             }
             failed = {name: self._field(name, "error", "") for name in self.site.origins if self._failed(name)}
             if self.site.exchange in failed:
@@ -132,8 +196,63 @@ class Books:
         with self._lock:
             return {"hosts": dict(self._accounts), "files": len(self._files), "offered": len(self._offers)}
 
-    def _shown(self, offer: Offer, confirming: t.Iterable[str]) -> bool:
-        return not offer.info_hash or all(offer.info_hash in self._confirmed.get(host, ()) for host in confirming)
+    def _deal(self, host: str) -> None:
+        """Make the host the relay of what it may be, where an origin has a hand free: who asks first gets it, who is slow or dead does not ask."""
+        least = max(self.site.processes, FEWEST)
+        most = min(RELAYED * least, least + sum(map(self._arrived, self._relays)) + len(self._open))
+        share = -(-most // max(len(self.site.hosts) - 1, 1))
+        busy: dict[str, list[str]] = {origin: [] for origin in self.site.origins}
+        for path, relay in self._relays.items():
+            if not self._arrived(path):
+                busy[self._offers[path].origin].append(relay.host)
+        for path, offer in self._offers.items():
+            hands = busy[offer.origin]
+            if len(hands) < most and hands.count(host) < share and self._undealt(path, offer, host):
+                self._relays[path] = _Relay(host, time.monotonic())
+                hands.append(host)
+
+    def _undealt(self, path: str, offer: Offer, host: str) -> bool:
+        known = path in self._relays or path in self._open
+        return not known and host != offer.origin and self._confirms(offer)
+
+    def _arrived(self, path: str) -> bool:
+        return self._relays[path].had.bytes >= self._files[path].size
+
+    def _stuck(self, path: str, relay: _Relay) -> bool:
+        """Whether nobody can count on the relay: it failed, or it says nothing, or it has got nothing for too long."""
+        if self._arrived(path):
+            return self._failed(relay.host) or self._silence(relay.host) > SILENCE
+        return self._failed(relay.host) or time.monotonic() - relay.since > HESITATION
+
+    def _give_up(self, path: str) -> None:
+        del self._relays[path]
+        self._open.add(path)
+
+    def _stage(self, path: str) -> str:
+        if path in self._open:
+            return "open"
+        return "relayed" if path in self._relays and self._relays[path].had.gives else "first"
+
+    def _told_of(self, path: str, offer: Offer) -> Offer:
+        relay = self._relays[path].host if path in self._relays else ""
+        return dataclasses.replace(offer, relay=relay, stage=self._stage(path))
+
+    def _confirms(self, offer: Offer) -> bool:
+        return not offer.info_hash or offer.info_hash in self._confirmed.get(offer.origin, ())
+
+    def _shown(self, path: str, offer: Offer, host: str) -> bool:
+        """Whether a host would meet those at the exchange's tracker from whom it is to get the file."""
+        stage = self._stage(path)
+        if stage == "open":
+            return self._confirms(offer)
+        if path in self._relays and self._relays[path].host == host:
+            return True
+        # A failed origin withdraws no more.
+        return stage == "relayed" and (not self._confirms(offer) or self._failed(offer.origin))
+
+    def _led_to(self, offer: Offer, leader: str) -> bool:
+        """Whether a host would meet its leader at the leader's tracker."""
+        return not offer.info_hash or offer.info_hash in self._introduced.get(leader, ())
 
     def _field(self, host: str, name: str, default: t.Any) -> t.Any:
         return (self._accounts[host] or {}).get(name, default)

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the hosts of a site tell each other. The first origin keeps the books and serves them:
 
-GET  /offers?host=NAME          what NAME may fetch now, whose tracker knows it, and what became of the others (News)
+GET  /offers?host=NAME[&ready]  what NAME may fetch now, whose tracker knows it, and what became of the others (News); ready: it may be a relay
 GET  /torrents/HASH             the torrent of an offer
 PUT  /offers/PATH?host=NAME     an origin offers a file; the body is its torrent, or empty where files go over HTTP
-PUT  /confirmed/HASH?host=NAME  the leader of a group has it in its tracker
+PUT  /confirmed/HASH?host=NAME  an origin is among the peers of a torrent
+PUT  /withdrawn/HASH?host=NAME  it is no more
+PUT  /introduced/HASH?host=NAME the leader of a group has it in its tracker
+PUT  /relays/PATH?host=NAME     what the relay of a file has of it (bytes, gives, whole)
+PUT  /begun/NAME, /left/NAME    a host has been started, and knows nothing of what it served; it ends
 POST /hosts/NAME                the host's own account (Progress); the answer says whether the site still needs it
 GET  /hosts                     all accounts, as they are kept for the controller
 """
@@ -18,10 +22,10 @@ import json
 import threading
 import typing as t
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from . import addresses
-from .books import Books, News
+from .books import Books, Had, News
 from .children import ChildError
 from .job import Job, Site
 from .progress import write_json
@@ -112,13 +116,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         parts = urlsplit(self.path)
         _root, what, name = [*unquote(parts.path).split("/", 2), ""][:3]
-        host = parse_qs(parts.query).get("host", [""])[0]
+        query = dict(parse_qsl(parts.query))
         length = int(self.headers.get("Content-Length", 0))
         if length > BODY:
             self._send(413, b"the body is too long")
             return
         try:
-            content = self._do(f"{self.command} /{what}", name, host, self.rfile.read(length))
+            content = self._do(f"{self.command} /{what}", name, query, self.rfile.read(length))
         except KeyError as error:
             self._send(404, f"nobody here knows {error}".encode())
         except (ValueError, TypeError) as error:
@@ -128,10 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(200, content if isinstance(content, bytes) else json.dumps(content).encode())
 
-    def _do(self, request: str, name: str, host: str, body: bytes) -> t.Any:
-        books = self.server.books
+    def _do(self, request: str, name: str, query: t.Mapping[str, str], body: bytes) -> t.Any:
+        books, host = self.server.books, query.get("host", "")
         if request == "GET /offers":
-            return dataclasses.asdict(books.news(host))
+            return dataclasses.asdict(books.news(host, ready="ready" in query))
         if request == "GET /torrents":
             return books.torrent(name)
         if request == "GET /hosts":
@@ -142,8 +146,16 @@ class _Handler(BaseHTTPRequestHandler):
             return books.offer(name, host, body)
         if request == "PUT /left":
             return books.leave(name)
+        if request == "PUT /begun":
+            return books.begin(name)
         if request == "PUT /confirmed":
             return books.confirm(host, name)
+        if request == "PUT /withdrawn":
+            return books.withdraw(host, name)
+        if request == "PUT /introduced":
+            return books.introduce(host, name)
+        if request == "PUT /relays":
+            return books.advance(host, name, Had(**json.loads(body)))
         raise KeyError(request)
 
     def _send(self, status: int, content: bytes) -> None:
@@ -163,8 +175,9 @@ class Client:
         self._host = {"host": name}
         self._name = name
 
-    def news(self) -> News:
-        return News.of(json.loads(self._ask("GET", "/offers", query=self._host)))
+    def news(self, *, ready: bool = True) -> News:
+        """What this host may fetch; `ready` to be the relay of files, it knows what it has and what it lacks."""
+        return News.of(json.loads(self._ask("GET", "/offers", query=self._host | ({"ready": "1"} if ready else {}))))
 
     def torrent(self, info_hash: str) -> bytes:
         return self._ask("GET", f"/torrents/{info_hash}")
@@ -172,8 +185,22 @@ class Client:
     def offer(self, path: str, torrent: bytes) -> None:
         self._ask("PUT", f"/offers/{quote(path)}", torrent, self._host)
 
+    def begin(self) -> None:
+        """Say that what this host has served before is over."""
+        self._ask("PUT", f"/begun/{quote(self._name)}")
+
     def confirm(self, info_hash: str) -> None:
         self._ask("PUT", f"/confirmed/{info_hash}", query=self._host)
+
+    def withdraw(self, info_hash: str) -> None:
+        self._ask("PUT", f"/withdrawn/{info_hash}", query=self._host)
+
+    def introduce(self, info_hash: str) -> None:
+        self._ask("PUT", f"/introduced/{info_hash}", query=self._host)
+
+    def advance(self, path: str, had: Had) -> None:
+        """Say how much of a file this host has, which is its relay."""
+        self._ask("PUT", f"/relays/{quote(path)}", json.dumps(dataclasses.asdict(had)).encode(), self._host)
 
     def report(self, account: dict[str, t.Any]) -> bool:
         """Say how far this host is; whether the site still needs it."""

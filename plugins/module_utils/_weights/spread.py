@@ -17,7 +17,7 @@ import typing as t
 from pathlib import Path
 
 from . import addresses
-from .books import Books, News
+from .books import Books, Had, News, Offer
 from .children import ChildError
 from .exchange import Client, Exchange, ExchangeError
 from .job import Job, Limits
@@ -25,7 +25,7 @@ from .manifest import File, Manifest
 from .progress import Progress
 from .swarm import Swarm
 from .torrent import TorrentError
-from .tracker import Tracker
+from .tracker import Tracker, announce, takes
 from .web import Web
 
 #: Seconds between two questions to the exchange, at least, and how many it gets a second from all hosts together.
@@ -64,6 +64,9 @@ class Carrier(t.Protocol):
 
     def serves(self, file: File, /) -> bool:
         """Whether others can get the file from here by now."""
+
+    def room(self, file: File, /) -> bool:
+        """Whether it is time to get one more file from others."""
 
     def receive(self, file: File, description: bytes, address: str, /) -> None:
         """Get the file from others."""
@@ -114,6 +117,9 @@ class Spread:
         self._introduced: dict[str, float] = {}
         self._serving: dict[str, float] = {}
         self._confirmed: set[str] = set()
+        self._hidden: set[File] = set()
+        self._relayed: dict[str, Had] = {}
+        self._begun = False
         self._tree = self._folder
         self._met = ""
 
@@ -229,6 +235,9 @@ class Spread:
 
     def _turn(self) -> bool:
         """One round; whether there is more to do at once."""
+        if not self._begun:
+            self._client.begin()
+            self._begun = True
         self._tell()
         if not self._carrier:
             return False
@@ -239,13 +248,17 @@ class Spread:
         if time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
             self._carrier.limit_upload(upload_limit(self._job.limits))
-        news = self._client.news()
+        with self._lock:
+            ready = bool(self._wanted or self._proved)
+        news = self._client.news(ready=ready)
         self._heard = time.monotonic()
         self._judge(news)
         self._follow(self._carrier, news)
-        if self._tracker and not self._exchange and isinstance(self._carrier, Swarm):
-            self._lead(self._tracker, self._carrier, news)
-        self._confirm(self._carrier, news)
+        if isinstance(self._carrier, Swarm):
+            if self._tracker and not self._exchange:
+                self._lead(self._tracker, self._carrier, news)
+            self._show(self._carrier, news)
+            self._relay(self._carrier, news)
         return self._offer_next(self._carrier, news)
 
     def _tell(self) -> None:
@@ -277,18 +290,48 @@ class Spread:
                 tracker.announce(offer.info_hash, swarm.port(self._files[path]))
                 self._introduced[offer.info_hash] = time.monotonic()
             if known is None:
-                self._client.confirm(offer.info_hash)
+                self._client.introduce(offer.info_hash)
 
-    def _confirm(self, carrier: Carrier, news: News) -> None:
-        """As an origin: let the others see what is served here, a moment later, since a peer's own announcement takes one."""
-        mine = {offer.info_hash: path for path, offer in news.offers.items() if offer.origin == self._job.host}
-        self._confirmed &= mine.keys()  # an exchange that was started anew has forgotten what it knew
-        for info_hash in mine.keys() - self._confirmed - {""}:
-            if carrier.serves(self._files[mine[info_hash]]):
-                since = self._serving.setdefault(info_hash, time.monotonic())
-                if time.monotonic() - since >= MOMENT:
-                    self._client.confirm(info_hash)
-                    self._confirmed.add(info_hash)
+    def _show(self, swarm: Swarm, news: News) -> None:
+        """As an origin: be among the peers of a torrent until its relay has come, or for all where there is none that can be relied on."""
+        mine = {path: offer for path, offer in news.offers.items() if offer.origin == self._job.host}
+        # An exchange that was started anew has forgotten what it knew.
+        self._confirmed &= {offer.info_hash for offer in mine.values()}
+        for path, offer in mine.items():
+            file, confirmed = self._files[path], offer.info_hash in self._confirmed
+            if offer.stage == "relayed":
+                if confirmed and self._announce(swarm, file, offer, "stopped"):
+                    self._client.withdraw(offer.info_hash)
+                    self._confirmed.discard(offer.info_hash)
+            elif not confirmed and swarm.serves(file) and self._is_known(swarm, file, offer):
+                self._client.confirm(offer.info_hash)
+                self._confirmed.add(offer.info_hash)
+
+    def _is_known(self, swarm: Swarm, file: File, offer: Offer) -> bool:
+        """Whether the tracker of the exchange knows this host as a peer; an announcement of the peer's own takes a moment."""
+        if file in self._hidden:
+            return self._announce(swarm, file, offer, "started")
+        return time.monotonic() - self._serving.setdefault(offer.info_hash, time.monotonic()) >= MOMENT
+
+    def _announce(self, swarm: Swarm, file: File, offer: Offer, event: str) -> bool:
+        """Speak for a peer that itself speaks to no tracker; whether the tracker has understood."""
+        tracker = (self._address(self._site.exchange), self._site.tracker_port)
+        return takes(announce(tracker, self._own, offer.info_hash, swarm.port(file), event))
+
+    def _relay(self, swarm: Swarm, news: News) -> None:
+        """As the relay of files: say how much of them is here."""
+        mine = [path for path, offer in news.offers.items() if offer.relay == self._job.host]
+        now = {path: self._had(swarm, self._files[path]) for path in mine}
+        for path, had in now.items():
+            if self._relayed.get(path) != had:
+                self._client.advance(path, had)
+        self._relayed = now
+
+    def _had(self, swarm: Swarm, file: File) -> Had:
+        with self._lock:
+            wanted = file in self._wanted
+        # A peer gives every piece as it comes, but lets hardly anybody in before it has the last one: with others earlier, hosts waited longer.
+        return Had(swarm.received.get(file, 0), False) if wanted else Had(file.size, swarm.serves(file))
 
     def _follow(self, carrier: Carrier, news: News) -> None:
         """Serve and receive what is on offer, in an order of this host's own: so hosts have something to give each other from the beginning."""
@@ -304,10 +347,21 @@ class Spread:
                 carrier.drop(file)
         for path in sorted(news.offers, key=self._rank):
             file, offer = self._files[path], news.offers[path]
-            if file not in carrier and file in wanted | proved:
+            hidden = offer.origin == self._job.host and offer.stage != "open"
+            if file in self._hidden and not hidden:
+                self._hidden.discard(file)
+                if file in carrier:
+                    carrier.drop(file)
+            begins = file in proved or (file in wanted and (offer.relay == self._job.host or carrier.room(file)))
+            if file not in carrier and begins:
                 description = self._client.torrent(offer.info_hash) if offer.info_hash else b""
                 address = self._address(news.tracker if offer.info_hash else offer.origin)
-                (carrier.receive if file in wanted else carrier.serve)(file, description, address)
+                if file in wanted:
+                    carrier.receive(file, description, address)
+                else:
+                    self._serving.pop(offer.info_hash, None)
+                    carrier.serve(file, description, "" if hidden else address)
+                    self._hidden |= {file} if hidden else set()
 
     def _address(self, host: str) -> str:
         """Where this host reaches another, or itself."""

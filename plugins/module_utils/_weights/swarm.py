@@ -22,6 +22,8 @@ DOWNLOADS = 4
 #: Announcements a second that a tracker gets from a whole site, and the seconds between two of the same torrent at least. After each a peer calls all that
 #: it does not know, though an aria2 takes no more than three calls a second: with 10 seconds nobody got through any more.
 ANNOUNCEMENTS, INTERVAL = 500, 120
+#: Peers that each knows of a torrent. An aria2 takes three calls a second: where all call all, a hundred hosts would queue for minutes.
+PEERS = 16
 #: Seconds that an answer may take.
 PATIENCE = 20
 #: How often a process may die before it is not started again.
@@ -46,7 +48,8 @@ bt-tracker-interval={interval}
 bt-tracker-connect-timeout=10
 bt-tracker-timeout=10
 bt-max-open-files=1024
-max-concurrent-downloads={downloads}
+bt-max-peers={peers}
+max-concurrent-downloads={files}
 seed-ratio=0.0
 check-integrity=true
 file-allocation=none
@@ -62,7 +65,8 @@ quiet=true
 class Peer:
     """One process of aria2 and what it was told."""
 
-    def __init__(self, folder: Path, own: str, port: int, interval: int) -> None:
+    def __init__(self, folder: Path, own: str, port: int, interval: int, files: int) -> None:
+        self._files = files
         self._configuration = folder / f"aria2-{port}.conf"
         self._own = own
         self._port = port
@@ -90,7 +94,8 @@ class Peer:
                 port=self._port,
                 own=self._own,
                 interval=self._interval,
-                downloads=DOWNLOADS,
+                files=self._files,
+                peers=PEERS,
             ),
             encoding="utf-8",
         )
@@ -136,7 +141,9 @@ class Swarm:
         self._number = {file: index % processes for index, file in enumerate(largest_first)}
         interval = max(INTERVAL, len(self._site.hosts) * len(largest_first) // ANNOUNCEMENTS)
         own = addresses.own(self._site, job.host)
-        self._peers = [Peer(folder, own, self._site.peer_port(number), interval) for number in range(processes)]
+        self._peers = [
+            Peer(folder, own, self._site.peer_port(number), interval, len(largest_first)) for number in range(processes)
+        ]
         self._gids: dict[File, str] = {}
         self._receiving: set[File] = set()
         self._upload = -1
@@ -163,13 +170,18 @@ class Swarm:
         return file in self._gids
 
     def serve(self, file: File, description: bytes, tracker: str) -> None:
-        """Give others a file that lies proved below the tree."""
+        """Give others a file that lies proved below the tree; without a tracker, only who hears of it elsewhere will come."""
         self._add(file, description, tracker, {"bt-seed-unverified": "true", "check-integrity": "false"})
 
     def serves(self, file: File) -> bool:
         """Whether the file's peer is at work, and may be called by others."""
         gid = self._gids.get(file)
         return gid is not None and self._status(file, gid) == "active"
+
+    def room(self, file: File) -> bool:
+        """Whether the file's process receives few enough others to begin with it."""
+        number = self._number[file]
+        return sum(self._number[other] == number for other in self._receiving) < DOWNLOADS
 
     def receive(self, file: File, description: bytes, tracker: str) -> None:
         """Get a file from others, without what of it is right already, and serve it from the first piece on."""
@@ -178,9 +190,8 @@ class Swarm:
 
     def drop(self, file: File) -> None:
         """Have nothing more to do with the file, until it is added again."""
-        peer, gid = self._peers[self._number[file]], self._gids.pop(file)
-        self._receiving.discard(file)
-        self.received.pop(file, None)
+        peer, gid = self._peers[self._number[file]], self._gids[file]
+        self._forget(file)
         peer.call("forceRemove", gid)
         deadline = time.monotonic() + PATIENCE
         while self._status(file, gid) == "active":
@@ -224,11 +235,9 @@ class Swarm:
 
     def _add(self, file: File, description: bytes, tracker: str, options: dict[str, str]) -> None:
         gid = secrets.token_hex(8)
-        every = {
-            "gid": gid,
-            "dir": str(self._tree / PurePosixPath(file.path).parent),
-            "bt-tracker": f"http://{tracker}:{self._site.tracker_port}/announce",
-        }
+        every = {"gid": gid, "dir": str(self._tree / PurePosixPath(file.path).parent)}
+        if tracker:
+            every["bt-tracker"] = f"http://{tracker}:{self._site.tracker_port}/announce"
         content = base64.b64encode(description).decode()
         self._peers[self._number[file]].call("addTorrent", content, [], every | options)
         self._gids[file] = gid
@@ -240,9 +249,12 @@ class Swarm:
         self._peers[number].start()
         self._upload = -1
         for file in [file for file in self._gids if self._number[file] == number]:
-            del self._gids[file]
-            self._receiving.discard(file)
-            self.received.pop(file, None)
+            self._forget(file)
+
+    def _forget(self, file: File) -> None:
+        del self._gids[file]
+        self._receiving.discard(file)
+        self.received.pop(file, None)
 
 
 def _free_port() -> int:

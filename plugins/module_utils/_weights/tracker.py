@@ -18,6 +18,26 @@ PATIENCE = 10
 NOBODY = 1
 
 
+def announce(tracker: tuple[str, int], own: str, info_hash: str, port: int, event: str) -> bytes:
+    """Say to a tracker that a peer at the address `own` of this host, "" for any, has `started` or `stopped`; what it answers, b"" where it does not."""
+    query = {"info_hash": bytes.fromhex(info_hash), "peer_id": os.urandom(10).hex(), "port": port, "event": event}
+    rest = {"left": 1, "uploaded": 0, "downloaded": 0, "compact": 1, "numwant": 0}
+    connection = http.client.HTTPConnection(*tracker, PATIENCE, (own, 0))
+    try:
+        # opentracker does not take a plus for a space.
+        connection.request("GET", f"/announce?{urlencode(query | rest, quote_via=quote)}")
+        return connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return b""
+    finally:
+        connection.close()
+
+
+def takes(answer: bytes) -> bool:
+    """Whether a tracker's answer says that it knows the torrent."""
+    return bool(answer) and b"failure reason" not in answer
+
+
 class Tracker:
     """The tracker of this host's group; `own` is the address that it listens on, "" for all."""
 
@@ -62,19 +82,7 @@ class Tracker:
         children.end([self._child])
 
     def _knows(self, info_hash: str) -> bool:
-        answer = self._announce(info_hash, NOBODY, "started")
-        return bool(answer) and b"failure reason" not in answer
+        return takes(self._announce(info_hash, NOBODY, "started"))
 
     def _announce(self, info_hash: str, port: int, event: str) -> bytes:
-        """What the tracker answers, b"" where it does not."""
-        query = {"info_hash": bytes.fromhex(info_hash), "peer_id": os.urandom(10).hex(), "port": port, "event": event}
-        rest = {"left": 1, "uploaded": 0, "downloaded": 0, "compact": 1, "numwant": 0}
-        connection = http.client.HTTPConnection(self._own or "127.0.0.1", self._port, PATIENCE, (self._own, 0))
-        try:
-            # opentracker does not take a plus for a space.
-            connection.request("GET", f"/announce?{urlencode(query | rest, quote_via=quote)}")
-            return connection.getresponse().read()
-        except (OSError, http.client.HTTPException):
-            return b""
-        finally:
-            connection.close()
+        return announce((self._own or "127.0.0.1", self._port), self._own, info_hash, port, event)

@@ -96,6 +96,10 @@ class Web:
         """Whether others may ask for it."""
         return file in self._known
 
+    def room(self, _file: File) -> bool:
+        """Always: it waits for its turn here."""
+        return True
+
     def receive(self, file: File, _description: bytes, origin: str) -> None:
         """Fetch the file from the origin at this address, when its turn comes."""
         self._known.add(file)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ansible_collections.h20.fleet.plugins.module_utils._weights import books as module
 from ansible_collections.h20.fleet.plugins.module_utils._weights import exchange as server
-from ansible_collections.h20.fleet.plugins.module_utils._weights.books import Books
+from ansible_collections.h20.fleet.plugins.module_utils._weights.books import Books, Had
 from ansible_collections.h20.fleet.plugins.module_utils._weights.exchange import Client, Exchange, ExchangeError
 from unit.weights.sites import FILES, MANIFEST, Neighbours
 from unit.weights.support import LARGE
@@ -56,6 +56,12 @@ def groups(tmp_path: Path, clock: Time) -> Books:  # noqa: ARG001 (from the begi
     return Books(Neighbours(tmp_path, list(GROUPS), groups=GROUPS).job("a1", give_up=600), MANIFEST, None)
 
 
+@pytest.fixture
+def site(tmp_path: Path, clock: Time) -> Books:  # noqa: ARG001 (from the beginning)
+    """Three hosts that lack everything, and `a` that has it; nobody is told apart by a group."""
+    return Books(Neighbours(tmp_path, ["a", "b", "c", "d"]).job("a", give_up=600), MANIFEST, None)
+
+
 def test_an_offer_is_on_the_tracker_before_anybody_hears_of_it(tmp_path: Path) -> None:
     heard: list[object] = []
     books = Books(
@@ -85,19 +91,143 @@ def serve(books: Books, path: str, origin: str) -> str:
     return info_hash
 
 
+WHOLE = Had(FILES[LARGE].size, gives=True)
+
+
+def seen(books: Books, *hosts: str) -> dict[str, str]:
+    """The stage of the large file's offer, by those of the hosts that are shown it."""
+    news = {host: books.news(host).offers for host in hosts}
+    return {host: offers[LARGE].stage for host, offers in news.items() if LARGE in offers}
+
+
+def relayed(books: Books, host: str, origin: str) -> None:
+    """Let the host be the large file's relay, from its origin's first confirmation to its withdrawal."""
+    info_hash = serve(books, LARGE, origin)
+    assert books.news(host).offers[LARGE].relay == host
+    books.advance(host, LARGE, WHOLE)
+    books.withdraw(origin, info_hash)
+
+
+def test_an_origin_gives_a_file_to_one_host_and_the_others_get_it_there(site: Books) -> None:
+    info_hash = serve(site, LARGE, "a")
+    assert seen(site, "b", "c", "d", "a") == {"b": "first", "a": "first"}
+    site.advance("c", LARGE, WHOLE)  # it is no relay of it
+    site.advance("b", LARGE, Had(FILES[LARGE].size))
+    assert seen(site, "a", "b", "c") == {"a": "first", "b": "first"}
+    site.advance("b", LARGE, WHOLE)
+    # Who asked the tracker before the origin has left it would call the origin.
+    assert seen(site, "a", "b", "c") == {"a": "relayed", "b": "relayed"}
+    site.withdraw("a", info_hash)
+    assert seen(site, "a", "b", "c", "d") == dict.fromkeys("abcd", "relayed")
+
+
+def test_relays_are_dealt_to_those_who_ask_so_that_each_has_its_share(
+    site: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FEWEST", 3)
+    paths = [path for path in FILES if FILES[path].size]
+    for path in paths:
+        serve(site, path, "a")
+    assert not site.news("b", ready=False).offers
+    [first] = site.news("b").offers
+    [second] = site.news("c").offers
+    [third] = site.news("d").offers
+    assert {first, second, third} < set(paths)
+    assert [len(site.news(host).offers) for host in "bcd"] == [1, 1, 1]
+    site.advance("b", first, Had(FILES[first].size))  # what has arrived takes nothing of the origin's link any more
+    assert len(site.news("b").offers) == 2
+
+
+@pytest.mark.parametrize("end", ["silent or stuck", "failed", "started anew"])
+@pytest.mark.parametrize("part", [0, 1])
+def test_nobody_waits_for_a_relay_that_is_of_no_use(site: Books, clock: Time, end: str, part: int) -> None:
+    info_hash = serve(site, LARGE, "a")
+    site.news("b")
+    clock.now += module.HESITATION
+    site.advance("b", LARGE, Had(part))
+    assert seen(site, "c") == {}
+    if end == "failed":
+        site.account("b", account("failed"))
+    elif end == "started anew":
+        site.begin("b")
+    else:
+        clock.now += module.HESITATION + 1
+    assert seen(site, "a", "b", "c", "d") == dict.fromkeys("abcd", "open")
+    site.advance("b", LARGE, WHOLE)  # too late, and of no harm
+    assert site.news("c").offers[LARGE].relay == ""
+    assert info_hash == site.news("c").offers[LARGE].info_hash
+
+
+@pytest.mark.parametrize("end", ["silent", "failed", "started anew", "found to be wrong there"])
+def test_a_relay_that_is_lost_brings_the_origin_back(site: Books, clock: Time, end: str) -> None:
+    relayed(site, "b", "a")
+    site.account("b", account())
+    assert seen(site, "c", "d") == dict.fromkeys("cd", "relayed")
+    if end == "silent":
+        clock.now += module.SILENCE + 1
+    elif end == "failed":
+        site.account("b", account("failed"))
+    elif end == "started anew":
+        site.begin("b")
+    else:
+        site.advance("b", LARGE, Had())
+    assert seen(site, "a", "b", "c") == {"a": "open"}
+    site.confirm("a", site.news("a").offers[LARGE].info_hash)
+    assert seen(site, "b", "c", "d") == dict.fromkeys("bcd", "open")
+
+
+def test_a_late_host_gets_what_was_relayed_before_it_came(site: Books, clock: Time) -> None:
+    relayed(site, "b", "a")
+    clock.now += module.SILENCE / 2
+    site.account("b", account())
+    clock.now += module.SILENCE / 2
+    site.begin("d")
+    assert seen(site, "d") == {"d": "relayed"}
+
+
+def test_a_failed_origin_need_not_withdraw(tmp_path: Path, clock: Time) -> None:
+    books = Books(Neighbours(tmp_path, ["a", "b", "c", "d"], origins=2).job("a"), MANIFEST, None)
+    serve(books, LARGE, "b")
+    assert books.news("c").offers[LARGE].relay == "c"
+    books.advance("c", LARGE, WHOLE)
+    assert seen(books, "a", "d") == {}
+    clock.now += 1
+    books.account("b", account("failed"))
+    assert seen(books, "a", "d") == dict.fromkeys("ad", "relayed")
+
+
+def test_a_started_origin_is_among_the_peers_when_it_says_so_again(site: Books) -> None:
+    serve(site, LARGE, "a")
+    site.begin("a")
+    assert seen(site, "b", "c") == {}
+    site.confirm("a", site.news("a").offers[LARGE].info_hash)
+    assert seen(site, "b", "c") == {"b": "first"}
+
+
+def test_files_over_http_are_for_all_at_once(tmp_path: Path) -> None:
+    books = Books(Neighbours(tmp_path, ["a", "b", "c"]).job("a", "http"), MANIFEST, None)
+    books.offer(LARGE, "a", b"")
+    assert seen(books, "b", "c") == dict.fromkeys("bc", "open")
+
+
 def test_a_group_hears_of_what_its_leaders_tracker_knows(groups: Books) -> None:
     info_hash = serve(groups, LARGE, "a1")
-    assert [groups.news(host).tracker for host in GROUPS] == ["a1", "a1", "a1", "b1"]
-    assert [LARGE in groups.news(host).offers for host in GROUPS] == [True, True, True, False]
-    groups.confirm("b1", info_hash)
-    assert LARGE in groups.news("b2").offers
+    assert [groups.news(host).tracker for host in ("b2", "b1", "a2", "a1")] == ["b1", "a1", "a1", "a1"]
+    assert seen(groups, *GROUPS) == {"a1": "first", "b1": "first"}
+    # Who is led by the relay gets each piece as it comes there.
+    groups.introduce("b1", info_hash)
+    assert seen(groups, *GROUPS) == {"a1": "first", "b1": "first", "b2": "first"}
+    groups.advance("b1", LARGE, WHOLE)
+    groups.withdraw("a1", info_hash)
+    assert seen(groups, *GROUPS) == dict.fromkeys(GROUPS, "relayed")
 
 
 @pytest.mark.parametrize("end", ["silent", "failed"])
 def test_a_group_without_its_leader_turns_to_the_exchanges_tracker(groups: Books, clock: Time, end: str) -> None:
-    serve(groups, LARGE, "a1")
+    relayed(groups, "a2", "a1")
     groups.account("b1", account("failed" if end == "failed" else "receiving"))
     clock.now += module.SILENCE * (end == "silent")
+    groups.account("a2", account())
     news = groups.news("b2")
     assert (news.tracker, list(news.offers)) == ("a1", [LARGE])
 
@@ -166,7 +296,13 @@ def test_hosts_trade_through_it(served: Neighbours) -> None:
         a.offer(path, torrent(path))
         a.confirm(a.news().offers[path].info_hash)
         offer = b.news().offers[path]
-        assert (offer.origin, b.torrent(offer.info_hash)) == ("a", torrent(path))
+        assert (offer.origin, offer.relay, b.torrent(offer.info_hash)) == ("a", "b", torrent(path))
+        b.advance(path, Had(FILES[path].size, gives=True))
+        a.withdraw(offer.info_hash)
+        assert b.news().offers[path].stage == "relayed"
+    b.begin()
+    assert b.news().offers == {}
+    assert {offer.stage for offer in a.news().offers.values()} == {"open"}
     assert b.report(account("complete", bytes=7)) is True
     assert a.report(account("complete", bytes=8)) is False
     assert a.news().bytes == 15
@@ -193,6 +329,7 @@ def test_the_controller_finds_all_accounts_in_a_file(served: Neighbours) -> None
         ("POST", "/hosts/b", b"no JSON", 400),
         ("PUT", f"/offers/{LARGE}?host=a", b"no torrent", 400),
         ("PUT", f"/offers/{LARGE}?host=stranger", b"", 404),
+        ("PUT", f"/relays/{LARGE}?host=b", b'{"has": 1}', 400),
         ("DELETE", "/hosts/b", None, 501),
     ],
 )
