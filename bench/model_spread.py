@@ -44,6 +44,8 @@ PATIENCE = 540
 COUNTS, KEPT, SHARING = (2, 8, 16, 24), (8, 24), 8
 #: How much slower than the site's links the slow origin is; half as much of the revision is got from it as would take as long as all of it within the site.
 SLOWNESS = 4
+#: Files that an origin gives at once in any case.
+FEW = 4
 #: Of the bytes that all receivers get, the part in which a rate is measured: before it programs start, after it the last files are proved.
 MIDDLE = (0.1, 0.9)
 NGINX = """\
@@ -61,8 +63,8 @@ class Revision:
     size: int
 
     def part(self, hosts: int) -> Revision:
-        """A smaller one, which so many hosts get one after the other in about half the time that the whole one takes them together."""
-        return Revision(max(self.files // 4, 1), max(self.size // 2 // hosts, MIB))
+        """A smaller one, which so many hosts get one after the other in about a quarter of the time that the whole one takes them together."""
+        return Revision(max(self.files // 4, 1), max(self.size // 4 // hosts, MIB))
 
     def write(self, folder: Path) -> dict[str, t.Any]:
         """Write the files below `folder`; the manifest as a dict."""
@@ -93,11 +95,22 @@ class Arrivals:
 
     def __init__(self, folder: Path, receivers: t.Collection[str], size: int) -> None:
         self._roots = [folder / name for name in receivers]
+        self._had = [0] * len(receivers)
         self._total = len(receivers) * size
         self._points: list[tuple[float, int]] = []
 
     def look(self, seconds: float) -> None:
-        self._points.append((seconds, sum(map(_blocks, self._roots))))
+        # What is complete has moved, and counts on.
+        self._had = [max(had, _blocks(root)) for had, root in zip(self._had, self._roots, strict=True)]
+        self._points.append((seconds, sum(self._had)))
+
+    @property
+    def begin(self) -> float:
+        """When the first byte was there; raises BenchError where it was never seen."""
+        for seconds, had in self._points:
+            if had:
+                return seconds
+        raise BenchError(f"{self._total} bytes are there too soon to be measured -> give a larger --size")
 
     @property
     def rate(self) -> float:
@@ -158,10 +171,10 @@ class Fleet:
     def rate(
         self, distribution: str, sources: t.Sequence[str], receivers: t.Collection[str], full: t.Collection[str] = ()
     ) -> float:
-        """Bytes a second that the receivers get together."""
+        """Bytes a second that the receivers get together, from the first byte to the last host: programs that start take as long for any size."""
         arrivals = Arrivals(self.folder, receivers, self.size)
-        self.run(distribution, sources, full, arrivals.look)
-        return arrivals.rate
+        last = self.run(distribution, sources, full, arrivals.look).last
+        return len(receivers) * self.size / (last - arrivals.begin)
 
     def _prepare(self, name: str, distribution: str, sources: t.Sequence[str], *, full: bool) -> None:
         root = self.folder / name
@@ -294,12 +307,17 @@ def overlap(revision: Revision, rate: int, processes: int) -> Figure:
     return Figure("model.overlap_ratio", together / (part.size / outside), "x origin", 1.15)
 
 
-def delivered(processes: int, revision: Revision, receivers: int) -> float:
-    """GB/s that all receivers get together from a host with everything, by so many processes of aria2 each; on loopback, as the present user."""
+def delivered(processes: int, size: int, receivers: int) -> float:
+    """GB/s that all receivers get together from a host with everything, by so many processes of aria2 each; on loopback, as the present user.
+
+    The files are so few that all are on their way at once, and so large that it does not matter when each is let in.
+    """
     seed, *others = ["seed", *(f"receiver{number}" for number in range(receivers))]
     with memory() as folder:
-        made = Fleet(folder, dict.fromkeys([seed, *others]), revision, processes)
-        return made.rate("peer", [], others, full=[seed]) / 1e9
+        made = Fleet(folder, dict.fromkeys([seed, *others]), Revision(max(processes, FEW), size), processes)
+        arrivals = Arrivals(folder, others, size)
+        made.run("peer", [], [seed], arrivals.look)
+        return arrivals.rate / 1e9
 
 
 def _blocks(root: Path) -> int:
@@ -331,9 +349,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.model_spread", description=__doc__.splitlines()[0])
     parser.add_argument("--hosts", help="numbers of hosts, instead of 2,8,16,24 and the slow origin")
     parser.add_argument("--overlap", action="store_true", help="the slow origin, and nothing else")
-    parser.add_argument("--size", type=int, help="of the revision, in MiB: 256; with --delivered 2048")
+    parser.add_argument("--size", type=int, help="of the revision, in MiB: 240; with --delivered 2048")
     parser.add_argument("--files", type=int, default=32, help="of the revision")
-    parser.add_argument("--rate", type=float, default=3, help="of a link, in MiB/s")
+    parser.add_argument("--rate", type=float, default=2, help="of a link, in MiB/s")
     parser.add_argument("--processes", type=int, default=4, help="of aria2 on each host")
     parser.add_argument(
         "--delivered", default="", help="numbers of processes: measure what they deliver, and nothing else"
@@ -345,13 +363,13 @@ def main() -> int:
     options = parser.parse_args()
     if options.tools:
         os.environ["PATH"] = f"{options.tools.resolve()}:{os.environ['PATH']}"
-    size = options.size or (2048 if options.delivered else 256)
+    size = options.size or (2048 if options.delivered else 240)
     revision, rate = Revision(options.files, size * MIB), int(options.rate * MIB)
     counts = [int(count) for count in options.hosts.split(",")] if options.hosts else COUNTS
     try:
         if options.delivered:
             for number in map(int, options.delivered.split(",")):
-                print(f"{number:3} processes  {delivered(number, revision, options.receivers):.2f} GB/s", flush=True)
+                print(f"{number:3} processes  {delivered(number, size * MIB, options.receivers):.2f} GB/s", flush=True)
             return 0
         rows = [] if options.overlap else [row(count, revision, rate, options.processes) for count in counts]
         figures = [figure for measured in rows if measured.hosts in KEPT for figure in measured.figures()]

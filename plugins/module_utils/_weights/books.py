@@ -16,9 +16,9 @@ from .manifest import Manifest
 SILENCE = 60
 #: Seconds without one more byte after which nobody waits for the relay of a file any longer. Its peers may queue for 10 before they are let in.
 HESITATION = 30
-#: Files on their way from an origin to their relays: so many a process of aria2, so that its link never idles while one is let in; fewer until as many
-#: have arrived, so that the first are soon there to be relayed; and so many where there are hardly any processes.
-RELAYED, FEWEST = 3, 4
+#: Files on their way from an origin to their relays: so many a process of aria2, and so many at least. With fewer, its link idles while one is let in; with
+#: more, each takes longer to arrive, and the others have less to relay.
+RELAYED, FEWEST = 2, 4
 
 FINISHED = ("seeding", "complete", "failed")
 
@@ -198,8 +198,7 @@ class Books:
 
     def _deal(self, host: str) -> None:
         """Make the host the relay of what it may be, where an origin has a hand free: who asks first gets it, who is slow or dead does not ask."""
-        least = max(self.site.processes, FEWEST)
-        most = min(RELAYED * least, least + sum(map(self._arrived, self._relays)) + len(self._open))
+        most = max(RELAYED * self.site.processes, FEWEST)
         share = -(-most // max(len(self.site.hosts) - 1, 1))
         busy: dict[str, list[str]] = {origin: [] for origin in self.site.origins}
         for path, relay in self._relays.items():

@@ -124,6 +124,7 @@ def test_an_origin_gives_a_file_to_one_host_and_the_others_get_it_there(site: Bo
 def test_relays_are_dealt_to_those_who_ask_so_that_each_has_its_share(
     site: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "RELAYED", 1)
     monkeypatch.setattr(module, "FEWEST", 3)
     paths = [path for path in FILES if FILES[path].size]
     for path in paths:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.h20.fleet.plugins.module_utils._weights import books as books_module
 from ansible_collections.h20.fleet.plugins.module_utils._weights import spread as module
 from ansible_collections.h20.fleet.plugins.module_utils._weights.job import Limits
 from ansible_collections.h20.fleet.plugins.module_utils._weights.manifest import File
@@ -70,6 +72,28 @@ def started(
     finally:
         spread.report(Progress(host, "complete"))
         spread.close()
+
+
+@contextlib.contextmanager
+def frozen(spread: Spread) -> Iterator[None]:
+    """The host's peers hang."""
+    carrier = spread._carrier  # noqa: SLF001 (processes are stopped from outside)
+    assert isinstance(carrier, Swarm)
+    processes = [peer.child._process for peer in carrier._peers if peer.child]  # noqa: SLF001
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+
+
+def stages(spread: Spread, host: str, *, ready: bool = False) -> list[str]:
+    """Of the offers that the exchange on this host shows to another, the stages; one that is ready becomes a relay."""
+    books = spread._books  # noqa: SLF001 (what it would tell)
+    assert books is not None
+    return [offer.stage for offer in books.news(host, ready=ready).offers.values()]
 
 
 def received(spread: Spread, *paths: str) -> list[str]:
@@ -169,6 +193,34 @@ def test_a_group_gets_its_bytes_through_its_leader(root: Path) -> None:
         assert received(member) == sorted(FILES)
         worker.join()
     assert contents(root / "b2/tree") == CONTENT
+
+
+@pytest.mark.usefixtures("peers")
+def test_what_was_relayed_comes_without_its_origin(root: Path) -> None:
+    neighbours = Neighbours(root, ["a", "b", "c"])
+    with (
+        started(neighbours, "a", "peer", full=True) as a,
+        started(neighbours, "b", "peer") as b,
+        started(neighbours, "c", "peer") as c,
+    ):
+        received(b)
+        names = [path for path in FILES if FILES[path].size]
+        assert eventually(lambda: stages(a, "c") == ["relayed"] * len(names))
+        with frozen(a):
+            assert received(c) == sorted(FILES)
+
+
+@pytest.mark.usefixtures("peers")
+def test_a_relay_that_does_nothing_keeps_nobody_waiting(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books_module, "HESITATION", 2)
+    neighbours = Neighbours(root, ["a", "b", "c"])
+    with (
+        started(neighbours, "a", "peer", full=True) as a,
+        started(neighbours, "c", "peer") as c,
+    ):
+        assert eventually(lambda: stages(a, "b", ready=True) == ["first", "first"])
+        assert received(c) == sorted(FILES)
+        assert "open" in stages(a, "c")
 
 
 @pytest.mark.usefixtures("peers")
