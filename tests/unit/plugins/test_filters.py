@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from ansible_collections.h20.fleet.plugins.filter import status_table
 
 table = status_table.FilterModule().filters()["status_table"]
