@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run the gates: `PYTHONPATH=tests python -m gates.run [--fast] [--list] [name ...]`; `molecule` names every scenario.
 
-Every gate runs, whatever failed before it, except one whose foundation failed: that one counts as failed too. The whole output of a gate
-is in .cache/logs/<gate>.log. The last line is `N passed, N failed` over the gates; the exit status is 1 if one failed, 2 for a wrong name.
+Gates run in two lanes beside each other: the scenarios that hand on one fleet, and all else. Every gate runs, whatever failed before it, except one
+whose foundation failed: that one counts as failed too. The whole output of a gate is in .cache/logs/<gate>.log. The last line is
+`N passed, N failed` over the gates; the exit status is 1 if one failed, 2 for a wrong name.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import argparse
 import itertools
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from gates import checks, guard, locks, package, parsers, sanity, scenarios
-from gates.shell import CACHE, GateError, Shell
+from gates.shell import CACHE, GateError, Shell, stop
 
 LOGS = CACHE / "logs"
 TAIL = 60
+LANES = ("tree", "site")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Gate:
     fast: bool = True
     needs: str = ""
     step: str = ""
+    lane: str = "tree"
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,15 @@ GATES = (
             fast=False,
             needs="" if scenario.first else f"molecule/{scenario.foundation}",
             step=r"\[[\w-]+ > (\w+)\].*Executing",
+            lane="site" if scenario.fleet == scenarios.HANDED_ON else "tree",
         )
         for scenario in scenarios.every()
     ),
 )
 
 
-def run_gate(gate: Gate, failed: set[str]) -> Outcome:
-    """Run one gate with its log; `failed` are the names of the gates that failed before."""
+def run_gate(gate: Gate, failed: set[str], named: bool) -> Outcome:
+    """Run one gate with its log; `failed` are the names of the gates that failed before; `named`: its lines say whose they are."""
     if gate.needs in failed:
         return Outcome(gate, 0.0, f"not run, because {gate.needs} failed")
     path = LOGS / f"{gate.name}.log"
@@ -102,7 +107,8 @@ def run_gate(gate: Gate, failed: set[str]) -> Outcome:
     start = time.time()
     error = ""
     with path.open("w", encoding="utf-8") as log:
-        shell = Shell(log, live=not gate.fast, step=re.compile(gate.step) if gate.step else None)
+        prefix = f"{gate.name} | " if named else ""
+        shell = Shell(log, live=not gate.fast, step=re.compile(gate.step) if gate.step else None, prefix=prefix)
         try:
             gate.check(shell)
         except GateError as failure:
@@ -156,15 +162,7 @@ def main(arguments: list[str]) -> int:
     unknown = [name for name in options.names if not any(_names(name, gate) for gate in GATES)]
     if unknown:
         parser.error(f"no such gate: {', '.join(unknown)}; there are {', '.join(gate.name for gate in GATES)}")
-    outcomes: list[Outcome] = []
-    for gate in chosen:
-        if options.fast and not gate.fast:
-            continue
-        print(f"{gate.name:<13} ..." if gate.fast else f"\n--- {gate.name}: {gate.about}", flush=True)
-        outcome = run_gate(gate, {done.gate.name for done in outcomes if done.error})
-        outcomes.append(outcome)
-        ended = f"FAILED: {outcome.error}" if outcome.error else "passed"
-        print(f"{gate.name:<13} {ended} ({outcome.seconds:.1f} s)", flush=True)
+    outcomes = run_lanes([gate for gate in chosen if gate.fast or not options.fast])
     report(outcomes)
     return int(any(outcome.error for outcome in outcomes))
 
@@ -173,8 +171,31 @@ def _names(name: str, gate: Gate) -> bool:
     return gate.name == name or gate.name.startswith(f"{name}/")
 
 
+def run_lanes(chosen: Sequence[Gate]) -> list[Outcome]:
+    """Run the gates of each lane one after the other, and the lanes beside each other; the outcomes in the order of `chosen`."""
+    lanes = [lane for lane in ([gate for gate in chosen if gate.lane == name] for name in LANES) if lane]
+    outcomes: dict[str, Outcome] = {}
+
+    def drive(lane: list[Gate]) -> None:
+        for gate in lane:
+            print(f"{gate.name:<13} ..." if gate.fast else f"\n--- {gate.name}: {gate.about}", flush=True)
+            outcome = run_gate(gate, {done.gate.name for done in outcomes.values() if done.error}, len(lanes) > 1)
+            outcomes[gate.name] = outcome
+            ended = f"FAILED: {outcome.error}" if outcome.error else "passed"
+            print(f"{gate.name:<13} {ended} ({outcome.seconds:.1f} s)", flush=True)
+
+    others = [threading.Thread(target=drive, args=(lane,), daemon=True) for lane in lanes[1:]]
+    for thread in others:
+        thread.start()
+    drive(lanes[0])
+    for thread in others:
+        thread.join()
+    return [outcomes[gate.name] for gate in chosen]
+
+
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
+        stop()
         sys.exit(130)

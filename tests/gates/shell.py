@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -23,9 +24,19 @@ _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\]8;[^\x1b\x07]*(\x1b\\|\x07))")
 # pip says so twice for every package that a configured file:// index lacks; it belongs into the log alone.
 _NOISE = re.compile(r"it is neither a file nor a directory")
 
+#: What runs now, in all lanes: each is the leader of a group of processes.
+_running: set[int] = set()
+
 
 class GateError(Exception):
     """A gate did not pass; the message says which command or finding it was."""
+
+
+def stop() -> None:
+    """End what runs now, with all that it started."""
+    for leader in tuple(_running):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader, signal.SIGTERM)
 
 
 def environment() -> dict[str, str]:
@@ -47,12 +58,13 @@ class Shell:
     """The commands of one gate.
 
     `step` is a pattern whose first group names the step that a line of output begins; `steps` collects (name, start in seconds since
-    the epoch), so that a long gate can tell where its time went.
+    the epoch), so that a long gate can tell where its time went. `prefix` begins every line on the terminal.
     """
 
     log: TextIO
     live: bool
     step: re.Pattern[str] | None = None
+    prefix: str = ""
     steps: list[tuple[str, float]] = field(default_factory=list)
 
     def say(self, text: str) -> None:
@@ -61,7 +73,7 @@ class Shell:
         self.log.write(plain + "\n")
         self.log.flush()
         if self.live and not _NOISE.search(plain):
-            print(plain, flush=True)
+            print(f"{self.prefix}{plain}", flush=True)
         if self.step and (match := self.step.search(plain)) and (not self.steps or self.steps[-1][0] != match[1]):
             self.steps.append((match[1], time.time()))
 
@@ -102,17 +114,16 @@ class Shell:
 
         timer = threading.Timer(limit_s, expire)
         timer.start()
+        _running.add(process.pid)
         try:
             assert process.stdout is not None
             for line in process.stdout:
                 self.say(line.rstrip("\n"))
                 lines.append(_ESCAPES.sub("", line.rstrip("\n")))
             status = process.wait()
-        except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGTERM)
-            raise
         finally:
             timer.cancel()
+            _running.discard(process.pid)
         if expired.is_set():
             raise GateError(f"{shown}: stopped after {limit_s:.0f} s")
         if status:
