@@ -16,9 +16,9 @@ from .manifest import Manifest
 SILENCE = 60
 #: Seconds without one more byte after which nobody waits for the relay of a file any longer. Its peers may queue for 10 before they are let in.
 HESITATION = 30
-#: Files on their way from an origin to their relays: so many a process of aria2, and so many at least. With fewer, its link idles while one is let in; with
-#: more, each takes longer to arrive, and the others have less to relay.
-RELAYED, FEWEST = 2, 4
+#: Files on their way from an origin to their relays: so many at first, so that the others soon have something to relay, and one more with each that has arrived,
+#: up to so many a process of aria2, so that the link does not idle while one is let in.
+RELAYED, FEWEST = 3, 4
 
 FINISHED = ("seeding", "complete", "failed")
 
@@ -198,14 +198,17 @@ class Books:
 
     def _deal(self, host: str) -> None:
         """Make the host the relay of what it may be, where an origin has a hand free: who asks first gets it, who is slow or dead does not ask."""
-        most = max(RELAYED * self.site.processes, FEWEST)
-        share = -(-most // max(len(self.site.hosts) - 1, 1))
         busy: dict[str, list[str]] = {origin: [] for origin in self.site.origins}
+        arrived = dict.fromkeys(self.site.origins, 0)
         for path, relay in self._relays.items():
-            if not self._arrived(path):
+            if self._arrived(path):
+                arrived[self._offers[path].origin] += 1
+            else:
                 busy[self._offers[path].origin].append(relay.host)
         for path, offer in self._offers.items():
             hands = busy[offer.origin]
+            most = min(FEWEST + arrived[offer.origin], max(RELAYED * self.site.processes, FEWEST))
+            share = -(-most // max(len(self.site.hosts) - 1, 1))
             if len(hands) < most and hands.count(host) < share and self._undealt(path, offer, host):
                 self._relays[path] = _Relay(host, time.monotonic())
                 hands.append(host)
