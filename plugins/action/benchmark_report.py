@@ -69,13 +69,17 @@ def _points(rounds: t.Sequence[Facts]) -> list[tuple[int, float, float]]:
 def about(measured: t.Mapping[str, t.Sequence[Facts]]) -> str:
     """What was measured, in a line: all that the replicas have in common or differ in."""
     told = [
-        f"{found['model']}, {found['profile'] or 'no profile'}, {found['gpus']} x {found['gpu'] or 'no GPU'}, vLLM {found['vllm'] or 'unknown'};"
+        f"{found['model']}, {found['profile'] or 'no profile'}, {_hardware(found)}, vLLM {found['vllm'] or 'unknown'};"
         f" {found['input_tokens']:,} tokens in, {found['output_tokens']:,} out, {found['requests']} requests for each at once"
         for replicas in measured.values()
         for found in replicas
     ]
     kinds = list(dict.fromkeys(told))
     return kinds[0] + (f"; and {len(kinds) - 1} other kinds" if len(kinds) > 1 else "") if kinds else "nothing measured"
+
+
+def _hardware(found: Facts) -> str:
+    return f"{found['gpus']} x {found['gpu']}" if found["gpus"] else "GPUs unknown"
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]

@@ -371,7 +371,7 @@ def main() -> None:
             "model": {"type": "str", "required": True},
             "instance": {"type": "str", "default": ""},
             "api_key": {"type": "str", "default": "", "no_log": True},
-            "tokenizer": {"type": "str", "default": ""},
+            "tokenizer": {"type": "str", "default": "", "no_log": False},
             "concurrencies": {"type": "list", "elements": "int", "required": True},
             "requests": {"type": "int", "required": True},
             "input_tokens": {"type": "int", "required": True, "no_log": False},

@@ -147,9 +147,8 @@ def benchmark(job: Document, state: State, folder: Path) -> None:
         state.say(f"c={concurrency}  warming up with {requests} requests")
         measure(run, job, concurrency, requests, seed + 2 * number, folder)
         time.sleep(SETTLE)
-        before, begun = answered(job["url"]), time.monotonic()
+        before = answered(job["url"])
         found = measure(run, job, concurrency, requests, seed + 2 * number + 1, folder)
-        seconds = time.monotonic() - begun
         time.sleep(SETTLE)
         after = answered(job["url"])
         own = found["completed"] + found["failed"]
@@ -157,7 +156,7 @@ def benchmark(job: Document, state: State, folder: Path) -> None:
         state.rounds.append({"concurrency": concurrency, "others": others, "result": found})
         state.say(
             f"c={concurrency}  {found['output_throughput']:,.0f} tokens/s of output, TTFT {found['median_ttft_ms']:,.0f} ms,"
-            f" TPOT {found['median_tpot_ms']:,.1f} ms, {requests} requests in {seconds:.0f} s"
+            f" TPOT {found['median_tpot_ms']:,.1f} ms, {requests} requests in {found['duration']:,.3g} s"
             + (f", {found['failed']} FAILED" if found["failed"] else "")
         )
 
