@@ -163,6 +163,7 @@ def ask(url: str, key: str = "") -> bytes:
         with open_url(url, headers=headers, timeout=ANSWER_SECONDS, use_proxy=False) as response:
             return t.cast(bytes, response.read())
     except HTTPError as error:
+        error.close()
         remedy = "name the key in benchmark_api_key" if error.code in (401, 403) else "see what serves there"
         raise RefusalError(f"{url} answers HTTP {error.code} {error.reason} -> {remedy}") from error
     except (OSError, HTTPException) as error:
