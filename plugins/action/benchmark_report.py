@@ -117,7 +117,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             said = [check._asdict() for check in checks[host]]
             _reports.keep(folder, "benchmark", host, {"host": host, "verdict": words, "checks": said, "replicas": kept})
         if measured:
-            title = f"Benchmark of {sum(map(len, measured.values()))} replicas"
+            names = [f"{found['instance']} on {host}" for host, replicas in measured.items() for found in replicas]
+            title = f"Benchmark of {names[0] if len(names) == 1 else f'{len(names)} replicas'}"
             _reports.keep_text(folder, "benchmark.svg", _chart.document(title, told, drawn(measured)))
         records = {
             host: {"waivers": [], "checks": [check._asdict() for check in found]} for host, found in checks.items()

@@ -12,7 +12,13 @@ from ansible.errors import AnsibleConnectionFailure
 
 measurement: Any = importlib.import_module("ansible_collections.h20.fleet.plugins.action.benchmark_measurement")
 
-JOB = {"program": "", "url": "http://127.0.0.1:8000", "model": "m", "instance": "m", "concurrencies": [1, 4]}
+JOB: dict[str, Any] = {
+    "program": "",
+    "url": "http://127.0.0.1:8000",
+    "model": "m",
+    "instance": "m",
+    "concurrencies": [1, 4],
+}
 JOB |= {"requests": 4, "input_tokens": 1024, "output_tokens": 256, "timeout": 60}
 BEGUN = {"status": "running", "said": [], "rounds": [], "vllm": "0.32.0"}
 ENDED = {"status": "ended", "said": ["importing vLLM", "c=1  ..."], "rounds": [{"concurrency": 1}]}
