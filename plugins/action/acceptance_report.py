@@ -163,7 +163,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         folder = arguments["folder"]
         paths = {host: _reports.keep(folder, "acceptance", host, record) for host, record in records.items()}
         failed = {host: why for host, why in others.items() if why == DROPPED}
-        _reports.keep_text(folder, "acceptance.xml", _junit.document(records, failed))
+        _reports.keep_text(folder, "acceptance.xml", _junit.document("acceptance", records, failed))
         refused = {
             host: message(record, paths[host])
             for host, record in records.items()

@@ -11,9 +11,9 @@ from ansible_collections.h20.fleet.plugins.module_utils import _acceptance
 Record = t.Mapping[str, t.Any]
 
 
-def document(records: t.Mapping[str, Record], unreached: t.Mapping[str, str]) -> str:
+def document(name: str, records: t.Mapping[str, Record], unreached: t.Mapping[str, str]) -> str:
     """The XML. A waived check is skipped and says by what; a flagged one passes and says so; a host without a record is an error."""
-    root = ET.Element("testsuites", name="acceptance")
+    root = ET.Element("testsuites", name=name)
     for host, record in records.items():
         waived = {waiver["check"]: waiver for waiver in record["waivers"]}
         cases = [_case(host, check, waived.get(check["name"])) for check in record["checks"]]

@@ -112,6 +112,7 @@ What an operator types next:
   curl http://{address}:{instance["port"]}/v1/models -H "Authorization: Bearer {key}"
   ssh -F .testbed/demo/ssh_config {name} journalctl -fu vllm@{instance["name"]}
   .venv/bin/ansible-playbook -i {INVENTORY} playbooks/verify.yml      prove every stage
+  .venv/bin/ansible-playbook -i {INVENTORY} playbooks/benchmark.yml   tokens a second, as a table and reports/benchmark.svg
   .venv/bin/ansible-playbook -i {INVENTORY} playbooks/remove.yml      take the collection's work away
   make clean                                                        take the hosts away"""
 
