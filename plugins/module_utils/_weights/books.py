@@ -16,8 +16,8 @@ from .manifest import Manifest
 SILENCE = 60
 #: Seconds without one more byte after which nobody waits for the relay of a file any longer. Its peers may queue for 10 before they are let in.
 HESITATION = 30
-#: Files on their way from an origin to their relays: so many at first, so that the others soon have something to relay, and one more with each that has arrived,
-#: up to so many a process of aria2, so that the link does not idle while one is let in.
+#: Files on their way from an origin to their relays: so many at first, so that the others soon have something to relay, and one more with each that has
+#: arrived, up to so many a process of aria2, so that the link does not idle while one is let in.
 RELAYED, FEWEST = 3, 4
 
 FINISHED = ("seeding", "complete", "failed")
