@@ -3,7 +3,7 @@
 
 Hosts are network namespaces with shaped links.
 
-    python -m bench.model_spread                       what results.json keeps, as root: a quarter of an hour
+    python -m bench.model_spread                       what results.json keeps, as root: half an hour, and 13 GB of /dev/shm
     python -m bench.model_spread --hosts 8             for one number of hosts, without the slow origin: --overlap is for that
     python -m bench.model_spread --delivered 1,2,4,8   GB/s that one host delivers to another by so many processes, on loopback: no root, no network
 
@@ -42,7 +42,7 @@ ORIGIN = "origin"
 PATIENCE = 540
 #: Numbers of hosts that are measured, those of them that results.json keeps, and how many hosts share the slow origin.
 COUNTS, KEPT, SHARING = (2, 8, 16, 24), (8, 24), 8
-#: How much slower than the site's links the slow origin is; half as much of the revision is got from it as would take as long as all of it within the site.
+#: How much slower than the site's links the slow origin is; so much less of the revision is got from it, which takes as long as all of it within the site.
 SLOWNESS = 4
 #: Files that an origin gives at once in any case.
 FEW = 4
@@ -301,7 +301,7 @@ def row(count: int, revision: Revision, rate: int, processes: int) -> Row:
 def overlap(revision: Revision, rate: int, processes: int) -> Figure:
     """Time to the last host from a slow origin over the time that the origin's link alone takes."""
     outside = rate // SLOWNESS
-    part = Revision(revision.files, revision.size // SLOWNESS * 2)
+    part = Revision(revision.files, revision.size // SLOWNESS)
     with fleet(SHARING, part, rate, outside, processes) as (hosts, origin):
         together = hosts.run("peer", [origin]).last
     return Figure("model.overlap_ratio", together / (part.size / outside), "x origin", 1.15)
@@ -349,8 +349,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.model_spread", description=__doc__.splitlines()[0])
     parser.add_argument("--hosts", help="numbers of hosts, instead of 2,8,16,24 and the slow origin")
     parser.add_argument("--overlap", action="store_true", help="the slow origin, and nothing else")
-    parser.add_argument("--size", type=int, help="of the revision, in MiB: 240; with --delivered 2048")
-    parser.add_argument("--files", type=int, default=32, help="of the revision")
+    parser.add_argument("--size", type=int, help="of the revision, in MiB: 480; with --delivered 2048")
+    parser.add_argument("--files", type=int, default=64, help="of the revision")
     parser.add_argument("--rate", type=float, default=2, help="of a link, in MiB/s")
     parser.add_argument("--processes", type=int, default=4, help="of aria2 on each host")
     parser.add_argument(
@@ -363,7 +363,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.tools:
         os.environ["PATH"] = f"{options.tools.resolve()}:{os.environ['PATH']}"
-    size = options.size or (2048 if options.delivered else 240)
+    size = options.size or (2048 if options.delivered else 480)
     revision, rate = Revision(options.files, size * MIB), int(options.rate * MIB)
     counts = [int(count) for count in options.hosts.split(",")] if options.hosts else COUNTS
     try:
