@@ -285,3 +285,15 @@ def test_a_pair_that_is_joined_otherwise_stands_out(tmp_path: Path) -> None:
 )
 def test_matrices_of_other_shapes(matrix: str, pairs: list[list[str]]) -> None:
     assert _nvidia_smi.parse_topology(matrix) == pairs
+
+
+def test_two_real_h200_behind_nvswitches_are_joined_and_their_fabric_is_ready() -> None:
+    """Captured on a virtual machine of an eight-GPU host, which sees no NVSwitch itself."""
+    texts = {name: (CAPTURES / name).read_text(encoding="utf-8") for name in ("topo-h200-x2.txt", "nvlink-h200-x2.txt")}
+    gpus = _nvidia_smi.parse((CAPTURES / "nvidia-smi-h200-x2.xml").read_text(encoding="utf-8"))["gpus"]
+    assert [(gpu["product"], gpu["fabric_state"], gpu["fabric_status"]) for gpu in gpus] == 2 * [
+        ("NVIDIA H200", "Completed", "Success")
+    ]
+    assert _nvidia_smi.parse_topology(texts["topo-h200-x2.txt"]) == [["GPU0", "GPU1", "NV18"]]
+    links = _nvidia_smi.parse_nvlinks(texts["nvlink-h200-x2.txt"])
+    assert links == {gpu["uuid"]: {"active": 18, "inactive": []} for gpu in gpus}
