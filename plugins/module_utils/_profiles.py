@@ -29,6 +29,7 @@ _COPY_FLOOR = 40.0
 #: Half of the highest clock of a Hopper GPU (1980 MHz). At its power limit a GPU runs somewhat below that, which is normal; braked or too hot, far below.
 _LOAD_CLOCK_FLOOR = 1000
 _LOAD_SOURCE = "copy and clock floors: line rate of PCIe 5.0 x16 and half of the highest clock, UNVERIFIED"
+_LOAD_SEEN = "copy and clock floors: two H200 copy at 53 to 55 GB/s each way and hold 1460 to 1500 MHz at their power limit (docs/acceptance.md)"
 _ALLREDUCE_SOURCE = "all-reduce floor: nccl-tests issues 212 and 272 (H100, H200)"
 _BOARD_SOURCE = "NVSwitches, NVLinks: HGX H100 board"
 
@@ -87,7 +88,7 @@ PROFILES: dict[str, dict[str, t.Any]] = {
         "allreduce_floor_gb_s": _ALLREDUCE_FLOOR,
         "copy_floor_gb_s": _COPY_FLOOR,
         "load_clock_floor_mhz": _LOAD_CLOCK_FLOOR,
-        "source": f"PCI id, name, memory, link width: own capture, driver 580.159.04; {_BOARD_SOURCE}; {_ALLREDUCE_SOURCE}; {_LOAD_SOURCE}",
+        "source": f"PCI id, name, memory, link width, NVLinks: own captures, driver 580.159.04; NVSwitches: HGX H100 board; {_ALLREDUCE_SOURCE}; {_LOAD_SEEN}",
     },
     "h100": {
         "product": "NVIDIA H100 80GB HBM3",
