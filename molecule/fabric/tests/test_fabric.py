@@ -148,6 +148,37 @@ def test_the_interface_of_the_file_carries_the_data_and_nothing_is_left_open() -
         assert shell(host, "pgrep --full '[c]ollectives.py' || true") == ""
 
 
+@pytest.mark.usefixtures("configured")
+def test_torch_and_gloo_say_themselves_that_they_went_over_that_interface() -> None:
+    """In their own log, which the program keeps while it runs."""
+    pair = HOSTS[:2]
+
+    def logged(host: str) -> str:
+        program = (
+            "$(echo /opt/vllm/releases/*/bin/python) /opt/vllm/tools/collectives.py --ranks=1 --backend=gloo --nodes=2"
+        )
+        way = f"--node-rank={pair.index(host)} --master={rail(pair[0])}:{PORT} --interface={RAIL}"
+        return shell(
+            host,
+            f"""
+            export TORCH_CPP_LOG_LEVEL=INFO TORCH_DISTRIBUTED_DEBUG=DETAIL
+            {program} {way} --collective=all_reduce --min-bytes=1048576 --max-bytes=1048576 >/dev/null & measuring=$!
+            while kill -0 $measuring 2>/dev/null; do cp /tmp/collectives-*/log-0 /tmp/said 2>/dev/null || true; sleep 0.1; done
+            wait $measuring; cat /tmp/said; rm /tmp/said
+            """,
+        )
+
+    said = everywhere(logged, pair)
+    for host, log in said.items():
+        assert re.search(r"gloo/transport/tcp/.* is connected to 1\. Expected number of connected peers is: 1", log), (
+            log
+        )
+        ends = set(
+            re.findall(r"client socket has connected to \[::ffff:([\d.]+)\]:\d+ on .*addr=\[::ffff:([\d.]+)\]", log)
+        )
+        assert ends == {(rail(pair[0]), rail(host))}, log
+
+
 def test_a_host_that_sends_slowly_is_named() -> None:
     slow("h20-73", "eth0")
     done, report = measured()

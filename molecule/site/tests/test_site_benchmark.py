@@ -107,7 +107,7 @@ def test_a_replica_that_answers_somebody_else_is_left_alone() -> None:
     """A request of many long answers, which ends when the client goes away."""
     api = Api(HOST)
     connection = http.client.HTTPConnection(api.url.removeprefix("http://"), timeout=60)
-    body = {"model": INSTANCE, "prompt": "a", "max_tokens": 1000, "ignore_eos": True, "n": 16}
+    body = {"model": INSTANCE, "prompt": "a", "max_tokens": 1000, "ignore_eos": True, "n": 128}
     headers = {"Authorization": f"Bearer {api.key}", "Content-Type": "application/json"}
     connection.request("POST", "/v1/completions", json.dumps(body), headers)
     try:
