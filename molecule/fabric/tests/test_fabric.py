@@ -161,7 +161,7 @@ def test_torch_and_gloo_say_themselves_that_they_went_over_that_interface() -> N
         return shell(
             host,
             f"""
-            export TORCH_CPP_LOG_LEVEL=INFO TORCH_DISTRIBUTED_DEBUG=DETAIL
+            export TORCH_CPP_LOG_LEVEL=INFO TORCH_DISTRIBUTED_DEBUG=DETAIL GLOO_LOG_LEVEL=DEBUG
             {program} {way} --collective=all_reduce --min-bytes=1048576 --max-bytes=1048576 >/dev/null & measuring=$!
             while kill -0 $measuring 2>/dev/null; do cp /tmp/collectives-*/log-0 /tmp/said 2>/dev/null || true; sleep 0.1; done
             wait $measuring; cat /tmp/said; rm /tmp/said
