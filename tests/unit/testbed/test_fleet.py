@@ -42,7 +42,8 @@ def test_a_file_that_is_no_fleet_is_refused(text: str) -> None:
 
 def test_an_unknown_fleet_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
-        SetupError, match=r"no fleet 'dmo'; there are: acceptance, airgap, demo, hardware, molecule, weights"
+        SetupError,
+        match=r"no fleet 'dmo'; there are: acceptance, airgap, demo, fabric, hardware, molecule, serving, weights",
     ):
         fleet.load("dmo")
 
