@@ -11,6 +11,7 @@ may be asked for all. It ends processes of the user `vllm` that no instance owns
 
 from __future__ import annotations
 
+import importlib
 import os
 import pwd
 import re
@@ -24,10 +25,12 @@ import typing as t
 from pathlib import Path
 
 import yaml
-from gpus import _nvidia_smi
 
 if t.TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: As the modules of the collection read nvidia-smi; the role installs it beside this program.
+_nvidia_smi = importlib.import_module("gpus._nvidia_smi")
 
 PROC = Path("/proc")
 USER = "vllm"
@@ -191,44 +194,48 @@ def broken(found: list[dict[str, t.Any]]) -> Iterator[str]:
             )
 
 
-def apart(found: list[dict[str, t.Any]]) -> list[str]:
-    """GPUs that are not in the fabric: CUDA fails with error 802 on every one of them."""
+def apart(found: list[dict[str, t.Any]], *, joining: bool) -> list[str]:
+    """GPUs that are not in the fabric, those that are still joining it or those that have failed: CUDA fails with error 802 on every one of them."""
     return [
         f"the fabric of GPU {gpu['address']} is {gpu['fabric_state']}, {gpu['fabric_status'] or 'no status'} -> "
         "journalctl --unit nvidia-fabricmanager; then run the stage: --tags nvidia_driver"
         for gpu in found
-        if gpu["fabric_state"] is not None and (gpu["fabric_state"], gpu["fabric_status"]) != ("Completed", "Success")
+        if gpu["fabric_state"] is not None
+        and (gpu["fabric_state"], gpu["fabric_status"]) != ("Completed", "Success")
+        and (gpu["fabric_state"] != "Completed") == joining
     ]
 
 
-def dirty(found: list[dict[str, t.Any]]) -> list[str]:
-    """GPUs that something else holds. Those of another instance are shared on purpose: the stage has judged its share."""
-    errors = []
+def held(found: list[dict[str, t.Any]]) -> Iterator[str]:
+    """GPUs that somebody else's process holds. Those of another instance are shared on purpose: the stage has judged its share."""
     for gpu in found:
-        holders = [(held, process(held["pid"])) for held in gpu["processes"]]
-        shared = any(holder and OWNERS.fullmatch(holder.unit) for _held, holder in holders)
-        for held, holder in holders:
+        for entry in gpu["processes"]:
+            holder = process(entry["pid"])
             if not (holder and OWNERS.fullmatch(holder.unit)):
-                who = (
-                    str(holder)
-                    if holder
-                    else f"{held['name']} (pid {held['pid']}, not seen from this host's own processes)"
-                )
-                errors.append(
-                    f"GPU {gpu['address']} is held by {who} -> end it: systemctl stop its unit, or ask its user; then start again"
-                )
-        if not holders and not shared and (gpu["memory_used_mib"] or 0) > IDLE_MIB:
-            errors.append(
-                f"GPU {gpu['address']} holds {gpu['memory_used_mib']} MiB of no process -> "
-                f"reset it: nvidia-smi --gpu-reset -i {gpu['address']}, or reboot the host"
-            )
-    return errors
+                who = holder or f"{entry['name']} (pid {entry['pid']}, not seen from this host's own processes)"
+                yield f"GPU {gpu['address']} is held by {who} -> end it: systemctl stop its unit, or ask its user; then start again"
+
+
+def leaking(found: list[dict[str, t.Any]]) -> list[str]:
+    """GPUs whose memory is held by no process: the driver is still giving it back, or never will."""
+    return [
+        f"GPU {gpu['address']} holds {gpu['memory_used_mib']} MiB of no process -> "
+        f"reset it: nvidia-smi --gpu-reset -i {gpu['address']}, or reboot the host"
+        for gpu in found
+        if not gpu["processes"] and (gpu["memory_used_mib"] or 0) > IDLE_MIB
+    ]
 
 
 def gpus_in_the_way() -> list[str]:
+    """What no waiting mends is told at once."""
+
+    def unsettled() -> list[str]:
+        found = gpus()
+        return [*apart(found, joining=True), *leaking(found)]
+
     try:
         found = gpus()
-        return [*broken(found)] or settled(lambda: [*apart(gpus()), *dirty(gpus())])
+        return [*broken(found), *apart(found, joining=False), *held(found)] or settled(unsettled)
     except ValueError as error:
         return [str(error)]
 

@@ -12,6 +12,7 @@ the host's acceptance does not hold any more, it ends nothing: it takes the stat
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -25,9 +26,11 @@ import urllib.request
 from pathlib import Path
 
 import yaml
-from gpus import _kernel_log
 from vllm_ready import base_url
 from vllm_warm_up import publish
+
+#: As the modules of the collection read the kernel log; the role installs it beside this program.
+_kernel_log = importlib.import_module("gpus._kernel_log")
 
 STRIKES = 3
 GATE = Path("/usr/local/lib/h20-fleet/acceptance_gate.py")

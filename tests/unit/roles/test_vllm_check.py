@@ -119,12 +119,16 @@ def test_the_unit_asks_it_before_vllm_and_nothing_is_restarted_for_it() -> None:
     unit = template.render(constants | defaults | host).splitlines()
     commands = [line for line in unit if line.startswith("Exec")]
     assert commands == [
+        "ExecStartPre=+/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_clear.py /etc/vllm/%i.yaml",
         "ExecStartPre=/usr/bin/python3 /usr/local/lib/h20-fleet/acceptance_gate.py",
         "ExecStartPre=/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_check.py /etc/vllm/%i.yaml",
         "ExecStart=/opt/vllm/current/bin/vllm serve --config /etc/vllm/%i.yaml",
         "ExecStartPost=/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_ready.py /etc/vllm/%i.yaml",
+        "ExecStartPost=/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_warm_up.py /etc/vllm/%i.yaml /etc/vllm/%i.proof.json",
+        "ExecStop=/usr/bin/rm --force %t/vllm/%i/ready",
     ]
-    programs = {constants["__vllm_service_check"], constants["__vllm_service_ready"]}
-    assert {Path(name).name for name in programs} == {path.name for path in (role / "files").glob("*.py")}
-    assert not programs & set(constants["__vllm_service_inputs"])
-    assert "{{ release_model_path }}/.h20-fleet-manifest.json" in constants["__vllm_service_inputs"]
+    programs = {path for path, source in constants["__vllm_service_files"].items() if source.endswith(".py")}
+    assert {path.name for path in (role / "files").glob("*.py")} <= {Path(name).name for name in programs}
+    assert all((role / "files" / source).is_file() for source in constants["__vllm_service_files"].values())
+    assert not [path for path in programs if path in constants["__vllm_service_inputs"]]
+    assert "(item.model | default(release_model_path, true)) ~ '/.h20-fleet-manifest.json'" in constants["__vllm_service_inputs"]

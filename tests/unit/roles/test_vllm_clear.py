@@ -174,8 +174,13 @@ def test_all_that_is_in_the_way_is_told_at_once(
 ) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump({"host": "127.0.0.1", "port": 8000}))
-    asked = []
-    monkeypatch.setattr(vllm_clear, "sweep", lambda own: asked.append(own) or iter([]))
+    asked: list[str] = []
+
+    def sweep(own: str) -> list[str]:
+        asked.append(own)
+        return []
+
+    monkeypatch.setattr(vllm_clear, "sweep", sweep)
     monkeypatch.setattr(vllm_clear, "port_taken", lambda *_arguments: iter(["one -> a"]))
     monkeypatch.setattr(vllm_clear, "full_disks", lambda: iter(["two -> b"]))
     monkeypatch.setattr(vllm_clear, "gpus_in_the_way", list)

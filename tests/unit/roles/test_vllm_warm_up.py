@@ -126,7 +126,11 @@ def test_rounds_go_on_until_two_are_equally_fast_or_there_were_enough(
 
 
 def test_rounds_end_when_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_warm_up, "speed", lambda *_arguments: time.sleep(0.02) or time.monotonic())
+    def round_of_20_ms(*_arguments: object) -> float:
+        time.sleep(0.02)
+        return time.monotonic()
+
+    monkeypatch.setattr(vllm_warm_up, "speed", round_of_20_ms)
     load = {"concurrency": 1, "rounds": 1000, "seconds": 0.1, "tolerance": 0.0}
     speeds, steady = vllm_warm_up.warm(None, load)
     assert 1 <= len(speeds) <= 6
