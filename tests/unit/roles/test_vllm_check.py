@@ -131,4 +131,7 @@ def test_the_unit_asks_it_before_vllm_and_nothing_is_restarted_for_it() -> None:
     assert {path.name for path in (role / "files").glob("*.py")} <= {Path(name).name for name in programs}
     assert all((role / "files" / source).is_file() for source in constants["__vllm_service_files"].values())
     assert not [path for path in programs if path in constants["__vllm_service_inputs"]]
-    assert "(item.model | default(release_model_path, true)) ~ '/.h20-fleet-manifest.json'" in constants["__vllm_service_inputs"]
+    assert (
+        "(item.model | default(release_model_path, true)) ~ '/.h20-fleet-manifest.json'"
+        in constants["__vllm_service_inputs"]
+    )

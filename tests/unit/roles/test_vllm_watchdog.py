@@ -197,3 +197,24 @@ def test_an_xid_that_a_restart_mends_is_none_that_matters(
     assert found.startswith(said)
     assert bool(found) == bool(said)
     assert "--since=@1794999999" in (tmp_path / "asked").read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("print('accepted')", ""),
+        (
+            "import sys; sys.exit('error: other GPUs were accepted than are there -> run the stage')",
+            "other GPUs were accepted",
+        ),
+        ("import time; time.sleep(5)", "has not answered within"),
+    ],
+)
+def test_a_host_that_is_not_accepted_any_more_is_told(
+    vllm_watchdog: Any, script: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gate.py").write_text(script)
+    monkeypatch.setattr(vllm_watchdog, "GATE", tmp_path / "gate.py")
+    monkeypatch.setattr(vllm_watchdog, "GATE_SECONDS", 2)
+    assert said in vllm_watchdog.refused()
+    assert bool(vllm_watchdog.refused()) == bool(said)
