@@ -65,6 +65,10 @@ class Play:
         answer: dict[str, t.Any] = result
         return answer
 
+    def results(self, name: str) -> list[dict[str, t.Any]]:
+        """What the task of this name returned on each host."""
+        return list(next(task for task in self.tasks if task["task"]["name"] == name)["hosts"].values())
+
     def seconds(self, name: str) -> float:
         """Wall time of a task, divided by the items of its loop."""
         task = next(task for task in self.tasks if task["task"]["name"] == name)

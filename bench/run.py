@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 
 from bench import hashing, release_install
@@ -17,12 +18,17 @@ from bench.figures import ROOT, BenchError, Figure, keep, play, table
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
-    choices = ["site", "release", "hashing"]
+    choices = ["site", "release", "hashing", "units"]
     parser.add_argument("what", nargs="?", default="site", choices=choices, help="release takes half an hour")
     parser.add_argument("--hosts", type=int, default=16, help="for how many hosts a release is installed")
     options = parser.parse_args()
     os.chdir(ROOT)
-    measures = {"site": site, "release": lambda: release_install.measure(options.hosts), "hashing": hashing.measure}
+    measures = {
+        "site": site,
+        "release": lambda: release_install.measure(options.hosts),
+        "hashing": hashing.measure,
+        "units": units,
+    }
     try:
         figures = measures[options.what]()
     except BenchError as error:
@@ -47,7 +53,21 @@ def site() -> list[Figure]:
         Figure("site.noop_controller_cpu", converged.cpu / len(hosts), "s/host", budget=3),
         Figure("hardware.gpu_info", work, "s", budget=1, baseline=nothing),
         Figure("acceptance.wall_s_per_host", max(acceptance_seconds(host) for host in hosts), "s", budget=600),
+        *units(),
     ]
+
+
+def units() -> list[Figure]:
+    """How much of a host the units of a replica could reach, by systemd's own rating: the higher of the replica's and its watchdog's."""
+    rated = play("bench/unit_exposure.yml").results("Rate the units")
+    found = [
+        re.search(r"exposure level for \S+: ([0-9.]+)", item["stdout"])
+        for result in rated
+        for item in result["results"]
+    ]
+    if not found or None in found:
+        raise BenchError("systemd-analyze security has rated no unit")
+    return [Figure("serving.unit_exposure", max(float(match[1]) for match in found if match), "of 10", budget=2.5)]
 
 
 def acceptance_seconds(host: str) -> float:

@@ -35,7 +35,7 @@ def expanded(entries: t.Iterable[t.Mapping[str, t.Any]]) -> t.Iterator[File]:
     for entry in entries:
         [kind] = [kind for kind in KINDS if kind in entry]
         for item in entry.get("each", [{}]):
-            value = entry[kind].format(**item) if item and kind == "template" else entry[kind]
+            value = entry[kind].format(**item) if item and kind in ("template", "source") else entry[kind]
             yield File(entry["stage"], entry["path"].format(**item), kind, value, item)
 
 

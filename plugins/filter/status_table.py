@@ -55,6 +55,14 @@ def acceptance(record: dict[str, t.Any]) -> str:
     return verdict if verdict in ("accepted", "refused") else "not measured"
 
 
+def service(instance: dict[str, t.Any]) -> str:
+    """The state of an instance: since when it is ready, or why it is not."""
+    proof = instance.get("proof") or {}
+    if instance.get("ready"):
+        return f"ready since {proof['since']}"
+    return f"not ready: {proof['why']}" if proof.get("why") else str(instance["state"])
+
+
 def status_table(hosts: list[str], replicas: dict[str, t.Any], gpus: dict[str, t.Any]) -> str:
     """The table, columns aligned; a host without an instance has one line all the same."""
     rows = [HEADER]
@@ -68,7 +76,7 @@ def status_table(hosts: list[str], replicas: dict[str, t.Any], gpus: dict[str, t
         for instance in replica["instances"] or [{"name": "-", "state": "not set up"}]:
             counts = f"{answering}/{len(gpu['pci_gpus'])}"
             accepted = acceptance(replica.get("acceptance") or {})
-            rows.append((host, replica["release"] or "-", model, counts, accepted, instance["name"], instance["state"]))
+            rows.append((host, replica["release"] or "-", model, counts, accepted, instance["name"], service(instance)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

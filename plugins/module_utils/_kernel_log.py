@@ -7,7 +7,7 @@ import datetime
 import re
 import typing as t
 
-from ansible_collections.h20.fleet.plugins.module_utils._xids import SXID_FATAL, SXID_NON_FATAL, UNKNOWN, XIDS, Entry
+from ._xids import SXID_FATAL, SXID_NON_FATAL, UNKNOWN, XIDS, Entry
 
 _ADDRESS = r"\((?:PCI:)?(?P<address>[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?)\)"
 _XID = re.compile(rf"NVRM: Xid {_ADDRESS}: (?P<code>\d+)(?:, (?P<message>.*))?$")

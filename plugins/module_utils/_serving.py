@@ -8,12 +8,19 @@ roles/vllm_service/files/options/ holds them: a ``boolean`` has a ``no-`` form, 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import difflib
 import re
 import typing as t
 
 from ansible_collections.h20.fleet.plugins.module_utils import _model_fit
-from ansible_collections.h20.fleet.plugins.module_utils._serving_profiles import PROFILES, TOOL_CALLS
+from ansible_collections.h20.fleet.plugins.module_utils._serving_profiles import (
+    ANY,
+    CANARIES,
+    PROFILES,
+    TOOL_CALLS,
+    WARM_UP,
+)
 
 Instance = t.Mapping[str, t.Any]
 Options = t.Mapping[str, t.Mapping[str, t.Any]]
@@ -102,6 +109,23 @@ def environment(instance: Instance) -> dict[str, str]:
     return profile | gpus | {name: str(value) for name, value in (instance.get("environment") or {}).items()}
 
 
+def proof(instance: Instance, repo: str) -> dict[str, t.Any]:
+    """The load and the question by which an instance is proved after a start: its profile's, within its own longest context, and what is known of its model."""
+    load = PROFILES[instance["profile"]].warm_up
+    longest = arguments(instance).get("max-model-len")
+    room = longest - load.answer_tokens if isinstance(longest, int) and longest > 0 else load.prompt_tokens
+    known = ANY if instance.get("model") else CANARIES.get(repo, ANY)
+    return {
+        "warm_up": {
+            "concurrency": load.concurrency,
+            "prompt_tokens": max(1, min(load.prompt_tokens, room)),
+            "answer_tokens": load.answer_tokens,
+            **WARM_UP,
+        },
+        "canary": dataclasses.asdict(known) | (instance.get("canary") or {}),
+    }
+
+
 def errors(
     instances: t.Sequence[Instance], vllm_version: str, options: Options | None, on_gpus: bool = True
 ) -> list[str]:
@@ -134,6 +158,9 @@ def _own(instance: Instance) -> t.Iterator[str]:
     if taken:
         instead = "; ".join(f"{name}: {OWN[name]}" for name in taken)
         yield f"sets {', '.join(taken)} in its arguments, which the role sets itself -> {instead}"
+    canary = instance.get("canary") or {}
+    if not isinstance(canary, dict) or set(canary) - {"prompt", "expected"}:
+        yield f"has canary {canary!r} -> give it prompt and expected alone: a question, and what its answer contains"
     if "CUDA_VISIBLE_DEVICES" in (instance.get("environment") or {}):
         yield "sets CUDA_VISIBLE_DEVICES in its environment -> name them in its field gpus, which is checked against the other instances"
     if instance.get("model") and not str(instance["model"]).startswith("/"):

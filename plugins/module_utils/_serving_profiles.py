@@ -30,10 +30,21 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
+class WarmUp:
+    """The load that a replica gets after each start, before it counts as ready: requests at once, and tokens in and out of each."""
+
+    concurrency: int
+    prompt_tokens: int
+    answer_tokens: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Profile:
     """What vLLM is started with for a purpose. ``hosts`` are what a replica takes; ``versions`` the vLLM it is valid for, the second excluded."""
 
     purpose: str
+    warm_up: WarmUp
     arguments: dict[str, Setting]
     environment: dict[str, Setting] = dataclasses.field(default_factory=dict)
     versions: tuple[str, str] = VERSIONS
@@ -50,9 +61,31 @@ _NO_DEEP_GEMM = Setting(
     f"{MEASURED}; vLLM recipes name it for the H20. Not compared in speed on an H20",
 )
 
+#: Bounds of a warm-up: rounds and seconds at most, and by how much two rounds in a row may differ to be equally fast.
+WARM_UP = {"rounds": 8, "seconds": 300, "tolerance": 0.05}
+
+
+@dataclasses.dataclass(frozen=True)
+class Canary:
+    """A question to a model, and what its answer must contain."""
+
+    prompt: str
+    expected: str
+
+
+#: The question to a model that nobody knows: any answer will do.
+ANY = Canary("Are you there?", "")
+#: Models that are known, by repository. Questions that no such model gets wrong; neither was asked of the real weights.
+CANARIES = {
+    "deepseek-ai/DeepSeek-V3-0324": Canary("What is the capital of France? Answer with its name alone.", "Paris"),
+}
+
+_MANY = WarmUp(64, 1024, 128, "the load whose first round ran at 57 to 67 % of the warm speed (docs/serving.md)")
+
 PROFILES: dict[str, Profile] = {
     "latency": Profile(
         "8 x H20 141 GB, one replica for the shortest wait; the default",
+        _MANY,
         {
             "tensor-parallel-size": _TP8,
             "max-model-len": Setting(
@@ -70,6 +103,7 @@ PROFILES: dict[str, Profile] = {
     ),
     "throughput": Profile(
         "8 x H20 141 GB, eight engines that share the experts, for the most tokens of many requests",
+        WarmUp(256, 1024, 128, "32 requests on each of the eight engines"),
         {
             "data-parallel-size": Setting(
                 8,
@@ -91,6 +125,7 @@ PROFILES: dict[str, Profile] = {
     ),
     "long_context": Profile(
         "8 x H20 141 GB, one replica for documents of up to 163,840 tokens",
+        WarmUp(8, 16384, 128, "few requests at once, each with several chunks of a long prompt"),
         {
             "tensor-parallel-size": _TP8,
             "max-model-len": Setting(
@@ -108,6 +143,7 @@ PROFILES: dict[str, Profile] = {
     ),
     "h20_96g": Profile(
         "8 x H20 96 GB, one replica; tight",
+        WarmUp(32, 1024, 128, "what the small cache holds at once, and some"),
         {
             "tensor-parallel-size": _TP8,
             "max-model-len": Setting(
@@ -128,6 +164,7 @@ PROFILES: dict[str, Profile] = {
     ),
     "two_node": Profile(
         "2 x 8 H20, one replica over two hosts, for room on 96 GB cards",
+        _MANY,
         {
             "tensor-parallel-size": _TP8,
             "pipeline-parallel-size": Setting(
@@ -148,6 +185,7 @@ PROFILES: dict[str, Profile] = {
     ),
     "guide": Profile(
         "8 x H20 141 GB as the hand-written guide means it, corrected",
+        _MANY,
         {
             "tensor-parallel-size": _TP8,
             "kv-cache-dtype": Setting(
@@ -164,6 +202,7 @@ PROFILES: dict[str, Profile] = {
     ),
     "cpu_test": Profile(
         "the CPU build with a model of a few MB, to try the road without a GPU",
+        WarmUp(4, 32, 16, "a test asks for little, and the CPU is slow"),
         {
             "dtype": Setting("bfloat16", "what the tiny model's weights are; the CPU build's automatic choice differs", "the test bed"),
             "max-model-len": Setting(1024, "a test asks for little, and the CPU is slow", "the test bed"),

@@ -27,7 +27,7 @@ options:
       - Files that the stages write. Each has C(stage), C(path) and one of C(template) (a file of the controller), C(source) (likewise, taken as it is),
         C(content) (text) or C(absent) (V(true)).
       - With C(each), a list of dictionaries, it stands for one file an entry.
-        C(path) and C(template) have fields of the entry in braces, what is rendered has the entry as C(item).
+        C(path), C(template) and C(source) have fields of the entry in braces, what is rendered has the entry as C(item).
     type: list
     elements: dict
     default: []

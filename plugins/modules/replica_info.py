@@ -10,7 +10,8 @@ module: replica_info
 short_description: Describe the release, the model and the instances of a host
 version_added: 1.0.0
 description:
-  - Reads the current release, the verdict of acceptance, the configuration of every instance and the state of its unit, and changes nothing.
+  - Reads the current release, the verdict of acceptance, the configuration of every instance, the state of its unit and whether it is ready, and changes
+    nothing.
 options:
   current:
     description: Symbolic link to the release that serves.
@@ -24,6 +25,10 @@ options:
     description: File in which the stage acceptance keeps its record.
     type: path
     default: /var/lib/h20-fleet/acceptance.json
+  runtime:
+    description: Folder in which each instance and its watchdog keep its state.
+    type: path
+    default: /run/vllm
 extends_documentation_fragment: [h20.fleet.attributes.read_only]
 author:
   - h20.fleet maintainers (@h20-fleet)
@@ -55,11 +60,14 @@ acceptance:
   type: dict
   sample: {verdict: accepted, measured: "2026-11-25T04:00:00+00:00", waivers: []}
 instances:
-  description: Each configured instance, with name and state of its unit.
+  description:
+    - Each configured instance, with name and state of its unit, and C(ready), which is true once it is warm and proved and as long as its watchdog takes
+      nothing away.
+    - C(proof) is what was seen then, and C(why) in it the reason for which it is not ready any more.
   returned: always
   type: list
   elements: dict
-  sample: [{name: deepseek-v3, state: active}]
+  sample: [{name: deepseek-v3, state: active, ready: true, proof: {since: "2026-11-25T04:00:00+00:00", tokens_per_second: 4211.4}}]
 """
 
 import json
@@ -81,12 +89,25 @@ def accepted(path: Path) -> dict[str, t.Any]:
         return {}
 
 
+def readiness(folder: Path) -> dict[str, t.Any]:
+    """Whether an instance is ready, and what was seen of it when it became so."""
+    ready = (folder / "ready").exists()
+    try:
+        return {
+            "ready": ready,
+            "proof": json.loads((folder / ("ready" if ready else "withdrawn")).read_text(encoding="utf-8")),
+        }
+    except (OSError, ValueError):
+        return {"ready": False, "proof": {}}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "current": {"type": "path", "default": "/opt/vllm/current"},
             "configuration": {"type": "path", "default": "/etc/vllm"},
             "acceptance": {"type": "path", "default": "/var/lib/h20-fleet/acceptance.json"},
+            "runtime": {"type": "path", "default": "/run/vllm"},
         },
         supports_check_mode=True,
     )
@@ -100,7 +121,9 @@ def main() -> None:
         state = module.run_command(
             [systemctl, "show", "--value", "--property=ActiveState", f"vllm@{path.stem}.service"]
         )[1]
-        instances.append({"name": path.stem, "state": state.strip()})
+        instances.append(
+            {"name": path.stem, "state": state.strip(), **readiness(Path(module.params["runtime"]) / path.stem)}
+        )
     model = record.get("model", {})
     module.exit_json(
         changed=False,

@@ -52,14 +52,18 @@ def mypy(shell: Shell) -> None:
         # Each folder of a scenario's tests is a root of its own, as it is to pytest.
         "molecule": ("3.11", scenarios),
     }
-    roots = {"MYPYPATH": os.pathsep.join(sorted({str(path.parent) for path in scenarios}))}
+    # Programs of a role lie beside each other on the hosts, and import each other.
+    roots = {
+        "hosts": "roles/vllm_service/files",
+        "molecule": os.pathsep.join(sorted({str(path.parent) for path in scenarios})),
+    }
     errors = []
     for side, (version, sources) in sides.items():
         if not sources:
             continue
         options = ("--python-version", version, "--cache-dir", f".cache/mypy-{side}")
         try:
-            shell.run("mypy", *options, *sources, env=roots if side == "molecule" else None)
+            shell.run("mypy", *options, *sources, env={"MYPYPATH": roots[side]} if side in roots else None)
         except GateError:
             errors.append(side)
     if errors:

@@ -73,6 +73,8 @@ class GpuState:
     """Its clock, where something runs on it; nothing: idle."""
     memory_used_mib: int = 0
     """Held by a process that outlived its service."""
+    held_by: str = ""
+    """A part of the command line of the processes of the host that hold it; nothing: of one that the host does not show."""
     nvlinks_down: list[int] = field(default_factory=list)
     hangs: bool = False
     """The driver does not return from a question about it, so nvidia-smi does not either."""

@@ -41,6 +41,25 @@ def test_the_fleet_as_a_table() -> None:
 
 
 @pytest.mark.parametrize(
+    ("instance", "told"),
+    [
+        (
+            {"state": "active", "ready": True, "proof": {"since": "2026-11-25T04:00:00+00:00"}},
+            "ready since 2026-11-25T04:00:00+00:00",
+        ),
+        (
+            {"state": "active", "ready": False, "proof": {"why": "Xid 95 -> reset the GPU"}},
+            "not ready: Xid 95 -> reset the GPU",
+        ),
+        ({"state": "activating", "ready": False, "proof": {}}, "activating"),
+    ],
+)
+def test_an_instance_shows_whether_it_is_ready(instance: dict[str, Any], told: str) -> None:
+    replica = REPLICA | {"instances": [{"name": "deepseek-v3", **instance}]}
+    assert table(["h20-01"], {"h20-01": replica}, {"h20-01": gpu(8)}).endswith(told)
+
+
+@pytest.mark.parametrize(
     ("until", "told"), [("2999-12-24", "waived until 2999-12-24"), ("2020-12-24", "waiver expired 2020-12-24")]
 )
 def test_a_waiver_shows_its_end(until: str, told: str) -> None:

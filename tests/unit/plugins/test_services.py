@@ -225,12 +225,22 @@ def test_a_replica_is_described_from_its_record_and_its_units(systemd: Systemd, 
     (tmp_path / "etc").mkdir()
     for name in ("b.yaml", "a.yaml", "c.yaml", "a.env"):
         (tmp_path / "etc" / name).touch()
-    result = run_module(
-        "replica_info", check=check, current=str(tmp_path / "current"), configuration=str(tmp_path / "etc")
-    )
+    for name, file, state in (("a", "ready", {"since": "2026"}), ("b", "withdrawn", {"why": "Xid 95"})):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / file).write_text(json.dumps(state))
+    folders = {"configuration": str(tmp_path / "etc"), "runtime": str(tmp_path / "run")}
+    result = run_module("replica_info", check=check, current=str(tmp_path / "current"), **folders)
     assert (result["release"], result["model"], result["revision"]) == ("2026.11", "org/name", "0" * 40)
-    states = {"a": "active", "b": "failed", "c": "inactive"}
-    assert result["instances"] == [{"name": name, "state": state} for name, state in states.items()]
+    assert [(entry["name"], entry["state"]) for entry in result["instances"]] == [
+        ("a", "active"),
+        ("b", "failed"),
+        ("c", "inactive"),
+    ]
+    assert [(entry["ready"], entry["proof"]) for entry in result["instances"]] == [
+        (True, {"since": "2026"}),
+        (False, {"why": "Xid 95"}),
+        (False, {}),
+    ]
     assert (result["changed"], systemd.verbs) == (False, [])
 
 

@@ -104,6 +104,15 @@ def test_the_manual_shows_every_profile_as_it_is() -> None:
                 assert (name, value) in shown
 
 
+def test_the_manual_shows_the_load_of_every_warm_up() -> None:
+    manual = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    for name, profile in PROFILES.items():
+        load = profile.warm_up
+        assert (
+            f"| {name} | {load.concurrency} | {load.prompt_tokens:,} | {load.answer_tokens} | {load.reason} |" in manual
+        )
+
+
 def test_the_role_and_the_profiles_name_one_template() -> None:
     role = yaml.safe_load((ROOT / "roles/vllm_service/vars/main.yml").read_text(encoding="utf-8"))
     template = _serving_profiles.TOOL_CALLS["chat-template"].value
@@ -276,3 +285,34 @@ def test_a_share_that_is_no_number_is_left_to_the_parser() -> None:
 def test_without_gpus_there_is_nothing_to_share() -> None:
     two = [instance(name=name, profile="cpu_test") for name in ("left", "right")]
     assert errors(*two, target_device="cpu") == []
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_load_of_a_warm_up_fits_the_longest_context_of_its_profile(name: str) -> None:
+    load = _serving.proof({"name": "one", "profile": name}, "org/name")["warm_up"]
+    assert load["prompt_tokens"] == PROFILES[name].warm_up.prompt_tokens
+    assert load["prompt_tokens"] + load["answer_tokens"] <= _serving.arguments({"profile": name})["max-model-len"]
+
+
+def test_a_warm_up_keeps_within_a_shorter_context() -> None:
+    instance = {"name": "one", "profile": "latency", "arguments": {"max-model-len": 512}}
+    assert _serving.proof(instance, "org/name")["warm_up"]["prompt_tokens"] == 384
+
+
+@pytest.mark.parametrize(
+    ("instance", "expected"),
+    [
+        ({}, "Paris"),
+        ({"canary": {"prompt": "2 + 3?", "expected": "5"}}, "5"),
+        ({"canary": {"expected": ""}}, ""),
+        ({"model": "/data/models/ours"}, ""),
+    ],
+)
+def test_the_canary_is_the_instances_or_what_is_known_of_the_model(instance: dict[str, Any], expected: str) -> None:
+    found = _serving.proof({"name": "one", "profile": "latency"} | instance, "deepseek-ai/DeepSeek-V3-0324")
+    assert found["canary"]["expected"] == expected
+
+
+def test_a_canary_of_other_fields_is_refused() -> None:
+    instance = {"name": "one", "profile": "latency", "port": 8000, "canary": {"question": "2 + 3?"}}
+    assert [error for error in _serving.errors([instance], "0.32.0", OPTIONS["0.32.0"]) if "has canary" in error]

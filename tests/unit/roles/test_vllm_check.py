@@ -119,14 +119,20 @@ def test_the_unit_asks_it_before_vllm_and_nothing_is_restarted_for_it() -> None:
     unit = template.render(constants | defaults | host).splitlines()
     commands = [line for line in unit if line.startswith("Exec")]
     assert commands == [
+        "ExecStartPre=+/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_clear.py /etc/vllm/%i.yaml",
         "ExecStartPre=/usr/bin/python3 /usr/local/lib/h20-fleet/acceptance_gate.py",
         "ExecStartPre=/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_check.py /etc/vllm/%i.yaml",
         "ExecStart=/opt/vllm/current/bin/vllm serve --config /etc/vllm/%i.yaml",
         "ExecStartPost=/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_ready.py /etc/vllm/%i.yaml",
+        "ExecStartPost=/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_warm_up.py /etc/vllm/%i.yaml /etc/vllm/%i.proof.json",
+        "ExecStop=/usr/bin/rm --force %t/vllm/%i/ready",
     ]
     programs = {Path(word) for command in commands for word in command.split() if word.endswith(".py")}
     roles = [role, ROOT / "roles/acceptance"]
     assert {path.name for path in programs} <= {path.name for each in roles for path in (each / "files").glob("*.py")}
+    installed = constants["__vllm_service_files"]
+    assert {path.name for path in (role / "files").glob("*.py")} <= {Path(name).name for name in installed}
+    assert all((role / "files" / source).is_file() for source in installed.values())
     inputs = constants["__vllm_service_inputs"]
-    assert not [name for name in ("check", "gate", "ready") if f"__vllm_service_{name}" in inputs]
+    assert not [name for name in ("check", "clear", "gate", "ready", "warm_up") if f"__vllm_service_{name}" in inputs]
     assert "/.h20-fleet-manifest.json" in inputs

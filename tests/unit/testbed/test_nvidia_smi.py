@@ -230,8 +230,20 @@ def test_the_table_of_faults_is_whole() -> None:
     marks = test_every_fault_shows.pytestmark
     shown = {row[0] for row in marks[0].args[1]}
     # What the driver is not asked about, and the fault that nobody gets an answer to.
-    others = {"address", "numa_node", "driver", "hangs"}
+    others = {"address", "numa_node", "driver", "hangs", "held_by"}
     assert {field.name for field in fields(hardware.GpuState)} == shown | others
+
+
+def test_the_processes_of_the_host_that_hold_a_gpu_are_named(tmp_path: Path) -> None:
+    healthy = hardware.load("h20_141g")
+    held = replace(healthy.gpus[0], memory_used_mib=135009, held_by="train.py --epochs")
+    host = Host(tmp_path, replace(healthy, gpus=[held, *healthy.gpus[1:]]))
+    host.write("proc/4242/cmdline", "/usr/bin/python3\0train.py\0--epochs\0003\0")
+    host.write("proc/4243/cmdline", "/usr/bin/python3\0serve.py\0")
+    found = [(process.findtext("pid"), process.findtext("process_name")) for process in host.xml().iter("process_info")]
+    assert found == [("4242", "/usr/bin/python3")]
+    asked = host.run("--query-compute-apps=pid,used_memory", "--format=csv,noheader")
+    assert asked.stdout == "4242, 135009 MiB\n"
 
 
 def test_a_driver_that_hangs_keeps_nvidia_smi(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -230,6 +231,24 @@ def _facts(gpu: dict[str, Any], host: dict[str, Any]) -> dict[str, str]:
 GENERATIONS = ("max_link_gen", "current_link_gen", "device_current_link_gen", "max_device_link_gen")
 
 
+def _holders(gpu: dict[str, Any]) -> list[tuple[int, str]]:
+    """Ids and names of the processes that hold a GPU's memory, as far as the host shows them."""
+    found = []
+    for folder in (ROOT / "proc").iterdir() if gpu["memory_used_mib"] and gpu["held_by"] else []:
+        try:
+            command = (folder / "cmdline").read_bytes().decode().split("\0") if folder.name.isdigit() else []
+        except OSError:  # it has ended meanwhile
+            continue
+        if gpu["held_by"] in " ".join(command) and int(folder.name) != os.getpid():
+            found.append((int(folder.name), command[0]))
+    return found
+
+
+def _unseen(gpu: dict[str, Any]) -> tuple[int, str]:
+    """A holder that the host's own process list does not have."""
+    return 4_000_000 + gpu["index"], "VLLM::EngineCore"
+
+
 def _element(gpu: dict[str, Any], host: dict[str, Any]) -> ET.Element:
     """The XML of one GPU."""
     element = ET.parse(HERE / "gpu.xml").getroot()  # noqa: S314 - our own file
@@ -238,6 +257,13 @@ def _element(gpu: dict[str, Any], host: dict[str, Any]) -> ET.Element:
         node = element.find(path)
         assert node is not None, path
         node.text = text
+    processes = element.find("processes")
+    assert processes is not None
+    for pid, name in _holders(gpu):
+        process = ET.SubElement(processes, "process_info")
+        facts = {"pid": str(pid), "type": "C", "process_name": name, "used_memory": f"{gpu['memory_used_mib']} MiB"}
+        for key, text in facts.items():
+            ET.SubElement(process, key).text = text
     return element
 
 
@@ -377,14 +403,15 @@ def _print_processes(gpus: list[dict[str, Any]], options: dict[str, str]) -> Non
                 "gpu_bus_id": bus_id(gpu["address"]),
                 "gpu_serial": gpu["serial"],
                 "gpu_uuid": gpu["uuid"],
-                "pid": str(4_000_000 + gpu["index"]),
-                "process_name": "VLLM::EngineCore",
+                "pid": str(pid),
+                "process_name": name,
                 "used": f"{gpu['memory_used_mib']} MiB",
             }[field.source]
             for field in fields
         ]
         for gpu in gpus
         if gpu["memory_used_mib"]
+        for pid, name in _holders(gpu) or [_unseen(gpu)]
     ]
     _print_csv(fields, rows, _format(options))
 
@@ -478,12 +505,15 @@ def _print_process_table(gpus: list[dict[str, Any]]) -> None:
     print("|  GPU   GI   CI              PID   Type   Process name                        GPU Memory |")
     print("|        ID   ID                                                               Usage      |")
     print("|=========================================================================================|")
-    held = [(number, gpu) for number, gpu in enumerate(gpus) if gpu["memory_used_mib"]]
-    for number, gpu in held:
+    held = [
+        (number, gpu, pid, name)
+        for number, gpu in enumerate(gpus)
+        if gpu["memory_used_mib"]
+        for pid, name in _holders(gpu) or [_unseen(gpu)]
+    ]
+    for number, gpu, pid, name in held:
         memory = f"{gpu['memory_used_mib']}MiB"
-        print(
-            f"| {number:>4}   N/A  N/A         {4_000_000 + gpu['index']}      C   {'VLLM::EngineCore':<34} {memory:>11} |"
-        )
+        print(f"| {number:>4}   N/A  N/A         {pid:>7}      C   {name[-34:]:<34} {memory:>11} |")
     if not held:
         print(f"| {' No running processes found':<87} |")
     print(wide)
