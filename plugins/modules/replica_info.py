@@ -55,11 +55,11 @@ acceptance:
   type: dict
   sample: {verdict: accepted, measured: "2026-11-25T04:00:00+00:00", waivers: []}
 instances:
-  description: Each configured instance, with name and state of its unit.
+  description: Each configured instance, with name and state of its unit; its replica and this host's rank in it where it spans hosts.
   returned: always
   type: list
   elements: dict
-  sample: [{name: deepseek-v3, state: active}]
+  sample: [{name: deepseek-v3, state: active, replica: pair, rank: 1}]
 """
 
 import json
@@ -81,6 +81,15 @@ def accepted(path: Path) -> dict[str, t.Any]:
         return {}
 
 
+def place(path: Path) -> dict[str, t.Any]:
+    """The replica over several hosts that an instance is a part of, and the rank of this host; {} where it serves alone."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: plan[name] for name in ("replica", "rank") if name in plan}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -100,7 +109,7 @@ def main() -> None:
         state = module.run_command(
             [systemctl, "show", "--value", "--property=ActiveState", f"vllm@{path.stem}.service"]
         )[1]
-        instances.append({"name": path.stem, "state": state.strip()})
+        instances.append({"name": path.stem, "state": state.strip(), **place(path.with_suffix(".plan.json"))})
     model = record.get("model", {})
     module.exit_json(
         changed=False,
