@@ -70,7 +70,9 @@ def serving_errors(
     """A sentence for each thing that cannot be served; see DOCUMENTATION."""
     vllm = release["vllm"]
     options = known_options(Path(folder) / f"{str(vllm['version']).partition('+')[0]}.json")
-    return _serving.errors(instances, str(vllm["version"]), options, on_gpus=vllm["target_device"] == "cuda", hosts=hosts)
+    return _serving.errors(
+        instances, str(vllm["version"]), options, on_gpus=vllm["target_device"] == "cuda", hosts=hosts
+    )
 
 
 class FilterModule:

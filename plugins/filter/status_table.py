@@ -68,7 +68,11 @@ def status_table(hosts: list[str], replicas: dict[str, t.Any], gpus: dict[str, t
         for instance in replica["instances"] or [{"name": "-", "state": "not set up"}]:
             counts = f"{answering}/{len(gpu['pci_gpus'])}"
             accepted = acceptance(replica.get("acceptance") or {})
-            name = f"{instance['name']} ({instance['replica']}, rank {instance['rank']})" if instance.get("replica") else instance["name"]
+            name = (
+                f"{instance['name']} ({instance['replica']}, rank {instance['rank']})"
+                if instance.get("replica")
+                else instance["name"]
+            )
             rows.append((host, replica["release"] or "-", model, counts, accepted, name, instance["state"]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

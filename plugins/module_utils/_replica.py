@@ -45,7 +45,9 @@ def errors(
     """What stands against a replica by the inventory and the run; ``named`` is what each host has as ``fleet_replica``."""
     members = groups.get(name)
     if members is None:
-        return [f"fleet_replica {name} is no group of the inventory -> put the hosts of the replica into a group {name}, the one with the API first"]
+        return [
+            f"fleet_replica {name} is no group of the inventory -> put the hosts of the replica into a group {name}, the one with the API first"
+        ]
     if host not in members:
         return [f"fleet_replica is {name}, and {host} is not in that group -> set it in the variables of the group"]
     if len(members) < 2:
@@ -53,12 +55,13 @@ def errors(
     strangers = [f"{member} ({named.get(member) or 'none'})" for member in members if named.get(member) != name]
     if strangers:
         return [
-            f"hosts of group {name} have another fleet_replica: {', '.join(strangers)} -> a host serves one replica; take it out of the group or set"
-            " fleet_replica in the variables of the group alone"
+            f"hosts of group {name} have another fleet_replica: {', '.join(strangers)} -> a host serves one replica; take it out of one group"
         ]
     away = [member for member in members if member not in run.hosts]
     if away:
-        return [f"replica {name} is one, and {', '.join(away)} is not in this run -> --limit names all its hosts ({','.join(members)}) or none"]
+        return [
+            f"replica {name} is one, and {', '.join(away)} is not in this run -> --limit names all its hosts ({','.join(members)}) or none"
+        ]
     if not any(set(members) <= set(batch) for batch in batches(run.hosts, run.serial)):
         return [
             f"replica {name} is one, and fleet_serial {run.serial} splits it -> let every batch hold whole replicas, for example -e fleet_serial={len(members)}"

@@ -80,7 +80,8 @@ class Member:
         self.greeting = {"rank": self.rank, "release": replica["release"], "configuration": replica["configuration"]}
         self.health: str = replica["health"]
         self.drain_seconds: int = replica["drain_seconds"]
-        self.stopping = False
+        self.stopping = self.told = self.ended = self.ready = False
+        self.deadline = float("inf")
         self._reported = time.monotonic()
 
     def stop(self, *_signal: object) -> None:
@@ -127,8 +128,8 @@ class Member:
         link = Link(address, connection)
         said = link.hear(GREETING_SECONDS)
         greeting = said[0] if said else {}
-        rank = greeting.get("rank")
-        expected = isinstance(rank, int) and 0 < rank < len(self.hosts) and self.hosts[rank]["address"] == address
+        rank = int(greeting["rank"]) if isinstance(greeting.get("rank"), int) else 0
+        expected = 0 < rank < len(self.hosts) and self.hosts[rank]["address"] == address
         if not expected:
             refusal = f"{address} is no host of this replica with rank {rank}"
         elif greeting != self.greeting | {"rank": rank}:
@@ -171,44 +172,58 @@ class Member:
         """Run vLLM until it ends, a stop is asked for, or one of the others is gone; the exit status."""
         environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
         vllm = subprocess.Popen(command, env=environment)
-        ready = told = False
-        deadline = float("inf")
         while vllm.poll() is None:
-            if self.stopping and not told:
-                told = True
-                deadline = time.monotonic() + self.drain_seconds
-                if self.rank == 0:
-                    vllm.terminate()
-                else:
-                    links[0].tell(leaving=True)
-            if self.rank == 0 and not ready and is_healthy(self.health):
-                ready = True
+            if self.stopping and not self.told:
+                self._pass_on(vllm, links)
+            if time.monotonic() >= self.deadline:
+                self._end(vllm)
+            if self.rank == 0 and not self.ready and is_healthy(self.health):
+                self.ready = True
                 for link in links:
                     link.tell(ready=True)
             for link in links:
                 said = link.hear(POLL_SECONDS / len(links))
-                if said is None and self.rank and self.stopping:
-                    deadline = 0
-                elif said is None and not told:
-                    print(f"error: {link.host} has left the replica -> its journal says why; this host waits for it", flush=True)
+                if said is None and not self.told:
+                    print(
+                        f"error: {link.host} has left the replica -> its journal says why; this host waits for it",
+                        flush=True,
+                    )
                     vllm.kill()
                     vllm.wait()
                     return 1
+                if said is None and self.rank:
+                    self._end(vllm)
                 for word in said or []:
-                    if word.get("ready") and not ready:
-                        ready = True
-                        print(f"ready: {link.host} answers", flush=True)
-                        notify("READY=1")
-                    if word.get("leaving") and not told:
-                        told = True
-                        print(f"{link.host} stops, and with it the replica: requests in flight finish", flush=True)
-                        vllm.terminate()
-            if time.monotonic() >= deadline:
-                vllm.terminate()
-                deadline = float("inf")
+                    self._obey(word, vllm, link)
         # A replica that another host has stopped is not done: it waits for that host.
         stopped = self.stopping and vllm.returncode in (0, -signal.SIGTERM)
         return 0 if stopped else vllm.returncode if vllm.returncode > 0 else 1
+
+    def _pass_on(self, vllm: subprocess.Popen[bytes], links: t.Sequence[Link]) -> None:
+        """A stop of this host: the first ends by itself, another tells the first and waits until it has gone."""
+        self.told = True
+        if self.rank == 0:
+            self._end(vllm)
+        else:
+            self.deadline = time.monotonic() + self.drain_seconds
+            links[0].tell(leaving=True)
+
+    def _end(self, vllm: subprocess.Popen[bytes]) -> None:
+        """Let vLLM finish; told once, since a second time means at once."""
+        self.deadline = float("inf")
+        if not self.ended:
+            self.ended = True
+            vllm.terminate()
+
+    def _obey(self, word: dict[str, t.Any], vllm: subprocess.Popen[bytes], link: Link) -> None:
+        if word.get("ready") and not self.ready:
+            self.ready = True
+            print(f"ready: {link.host} answers", flush=True)
+            notify("READY=1")
+        if word.get("leaving") and not self.told:
+            self.told = True
+            print(f"{link.host} stops, and with it the replica: requests in flight finish", flush=True)
+            self._end(vllm)
 
 
 def keep_alive(connection: socket.socket) -> None:
@@ -244,7 +259,10 @@ def main(arguments: list[str]) -> int:
         links = member.meet()
     except Stopped:
         return 0
-    print(f"met: {', '.join(host['name'] for host in member.hosts)}; rank {member.rank} of {len(member.hosts)}", flush=True)
+    print(
+        f"met: {', '.join(host['name'] for host in member.hosts)}; rank {member.rank} of {len(member.hosts)}",
+        flush=True,
+    )
     return member.run(arguments[1:], links)
 
 
