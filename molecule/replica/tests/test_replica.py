@@ -85,7 +85,7 @@ def test_status_shows_each_part() -> None:
         assert re.search(rf"{host} .* {INSTANCE} \(replica, rank {rank}\) +active", shown), shown
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[list[str], dict[str, t.Any], str]] = {
     "without a host": (["--limit", HEAD], {}, f"replica replica is one, and {OTHER} is not in this run"),
     "host by host": ([], {"fleet_serial": 1}, "fleet_serial 1 splits it"),
     "by a place of one's own": (

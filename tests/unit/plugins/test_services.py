@@ -225,12 +225,18 @@ def test_a_replica_is_described_from_its_record_and_its_units(systemd: Systemd, 
     (tmp_path / "etc").mkdir()
     for name in ("b.yaml", "a.yaml", "c.yaml", "a.env"):
         (tmp_path / "etc" / name).touch()
+    # One that spans hosts says so in its plan; that of another is torn.
+    (tmp_path / "etc/a.plan.json").write_text('{"fits": true, "replica": "pair", "rank": 1}')
+    (tmp_path / "etc/b.plan.json").write_text('{"fits": tr')
     result = run_module(
         "replica_info", check=check, current=str(tmp_path / "current"), configuration=str(tmp_path / "etc")
     )
     assert (result["release"], result["model"], result["revision"]) == ("2026.11", "org/name", "0" * 40)
     states = {"a": "active", "b": "failed", "c": "inactive"}
-    assert result["instances"] == [{"name": name, "state": state} for name, state in states.items()]
+    place = {"a": {"replica": "pair", "rank": 1}}
+    assert result["instances"] == [
+        {"name": name, "state": state, **place.get(name, {})} for name, state in states.items()
+    ]
     assert (result["changed"], systemd.verbs) == (False, [])
 
 

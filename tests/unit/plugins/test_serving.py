@@ -69,14 +69,15 @@ def test_two_hosts_serve_what_they_can_share() -> None:
         assert judged(2, profile=name) == []
     assert judged(2, profile="two_node", arguments={"tensor-parallel-size": 16, "pipeline-parallel-size": None}) == []
     assert judged(2, gpus=[0, 1, 2, 3]) == []
-    for hosts, fields, says in (
+    wrong: list[tuple[int, dict[str, Any], str]] = [
         (3, {"profile": "two_node"}, "names profile two_node for 2 hosts and is served by 3"),
         (3, {}, "has the layout TP8 of 8 GPUs, which 3 hosts cannot share evenly"),
         (2, {"profile": "throughput"}, "data parallelism over hosts is not set up here"),
         (2, {"gpus": [0, 1]}, "has 2 gpus and its layout TP8 takes 4 of a host"),
         (2, {"environment": {"VLLM_HOST_IP": "10.0.0.1"}}, "sets VLLM_HOST_IP in its environment"),
         *((2, {"arguments": {name: 1}}, f"sets {name} in its") for name in ("node-rank", "master-port", "nnodes")),
-    ):
+    ]
+    for hosts, fields, says in wrong:
         found = judged(hosts, **fields)
         assert any(says in error and " -> " in error for error in found), found
     assert judged(1, environment={"VLLM_HOST_IP": "10.0.0.1"}) == []
