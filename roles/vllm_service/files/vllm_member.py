@@ -103,7 +103,8 @@ class Member:
     def _gather(self) -> list[Link]:
         while True:
             try:
-                listener = socket.create_server(self.meeting, backlog=len(self.hosts))
+                family = socket.AF_INET6 if ":" in self.meeting[0] else socket.AF_INET
+                listener = socket.create_server(self.meeting, family=family, backlog=len(self.hosts))
                 break
             except OSError as error:
                 self.wait(f"cannot listen at {self.meeting[0]}:{self.meeting[1]}: {error}")
