@@ -13,7 +13,7 @@ description:
 positional: host, groups, named, hosts, serial
 options:
   _input:
-    description: Name of the replica, RV(fleet_replica); empty for a host that serves alone.
+    description: Name of the replica, C(fleet_replica); empty for a host that serves alone.
     type: str
     required: true
   host:
@@ -25,7 +25,7 @@ options:
     type: dict
     required: true
   named:
-    description: What the hosts have as RV(fleet_replica), by host.
+    description: What the hosts have as C(fleet_replica), by host.
     type: dict
     required: true
   hosts:
