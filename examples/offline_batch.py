@@ -48,7 +48,7 @@ def main() -> None:
     asked = [{"id": number} | json.loads(line) for number, line in lines if line.strip()]
     done = answered(options.answers)
     left = [entry for entry in asked if entry["id"] not in done]
-    bar = tqdm(total=len(asked), initial=len(asked) - len(left), unit="prompt")
+    progress = tqdm(total=len(asked), initial=len(asked) - len(left), unit="prompt")
     if not left:
         return
     model = LLM(
@@ -66,7 +66,7 @@ def main() -> None:
             for entry, output in zip(chunk, outputs, strict=True):
                 answers.write(json.dumps(entry | {"text": output.outputs[0].text}, ensure_ascii=False) + "\n")
             answers.flush()
-            bar.update(len(chunk))
+            progress.update(len(chunk))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ options:
         type: int
         default: 0
       instances:
-        description: Replicas of the host, as RV(fleet_instances) has them.
+        description: Replicas of the host, as C(fleet_instances) has them.
         type: list
         elements: dict
         default: []

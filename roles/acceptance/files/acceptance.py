@@ -108,7 +108,9 @@ def end(process: subprocess.Popen[str], gently: bool = False) -> None:
             os.killpg(process.pid, sign)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE)
-            return
+            break
+    if process.stdout:
+        process.stdout.close()
 
 
 def listen(process: subprocess.Popen[str], until: float) -> t.Iterator[str]:

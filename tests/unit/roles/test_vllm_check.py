@@ -124,7 +124,9 @@ def test_the_unit_asks_it_before_vllm_and_nothing_is_restarted_for_it() -> None:
         "ExecStart=/opt/vllm/current/bin/vllm serve --config /etc/vllm/%i.yaml",
         "ExecStartPost=/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_ready.py /etc/vllm/%i.yaml",
     ]
-    programs = {constants["__vllm_service_check"], constants["__vllm_service_ready"]}
-    assert {Path(name).name for name in programs} == {path.name for path in (role / "files").glob("*.py")}
-    assert not programs & set(constants["__vllm_service_inputs"])
-    assert "{{ release_model_path }}/.h20-fleet-manifest.json" in constants["__vllm_service_inputs"]
+    programs = {Path(word) for command in commands for word in command.split() if word.endswith(".py")}
+    roles = [role, ROOT / "roles/acceptance"]
+    assert {path.name for path in programs} <= {path.name for each in roles for path in (each / "files").glob("*.py")}
+    inputs = constants["__vllm_service_inputs"]
+    assert not [name for name in ("check", "gate", "ready") if f"__vllm_service_{name}" in inputs]
+    assert "/.h20-fleet-manifest.json" in inputs

@@ -41,9 +41,8 @@ def test_a_file_that_is_no_fleet_is_refused(text: str) -> None:
 
 
 def test_an_unknown_fleet_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(
-        SetupError, match=r"no fleet 'dmo'; there are: acceptance, airgap, demo, hardware, molecule, weights"
-    ):
+    assert {"demo", "molecule"} <= set(fleet.names())
+    with pytest.raises(SetupError, match=rf"no fleet 'dmo'; there are: {', '.join(sorted(fleet.names()))}\."):
         fleet.load("dmo")
 
 
