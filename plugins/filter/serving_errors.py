@@ -11,7 +11,7 @@ description:
   - Judges settings alone and asks no host. Profiles and the vLLM that they are valid for, options that this vLLM does not have (any more), what the role sets
     itself, GPUs and shares of their memory that overlap.
   - The options of a version are read from O(folder), where somebody has read that version's parser. Those of another version are judged by the host alone.
-positional: release, folder
+positional: release, folder, hosts
 options:
   _input:
     description: The instances, RV(fleet_instances).
@@ -26,6 +26,10 @@ options:
     description: Folder on the controller of the options of vLLM, a file a version.
     type: str
     required: true
+  hosts:
+    description: Hosts that serve each instance together.
+    type: int
+    default: 1
 author:
   - h20.fleet maintainers (@h20-fleet)
 """
@@ -60,11 +64,15 @@ def known_options(path: Path) -> _serving.Options | None:
     return t.cast(_serving.Options, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def serving_errors(instances: list[dict[str, t.Any]], release: dict[str, t.Any], folder: str) -> list[str]:
+def serving_errors(
+    instances: list[dict[str, t.Any]], release: dict[str, t.Any], folder: str, hosts: int = 1
+) -> list[str]:
     """A sentence for each thing that cannot be served; see DOCUMENTATION."""
     vllm = release["vllm"]
     options = known_options(Path(folder) / f"{str(vllm['version']).partition('+')[0]}.json")
-    return _serving.errors(instances, str(vllm["version"]), options, on_gpus=vllm["target_device"] == "cuda")
+    return _serving.errors(
+        instances, str(vllm["version"]), options, on_gpus=vllm["target_device"] == "cuda", hosts=hosts
+    )
 
 
 class FilterModule:

@@ -76,7 +76,12 @@ def status_table(hosts: list[str], replicas: dict[str, t.Any], gpus: dict[str, t
         for instance in replica["instances"] or [{"name": "-", "state": "not set up"}]:
             counts = f"{answering}/{len(gpu['pci_gpus'])}"
             accepted = acceptance(replica.get("acceptance") or {})
-            rows.append((host, replica["release"] or "-", model, counts, accepted, instance["name"], service(instance)))
+            name = (
+                f"{instance['name']} ({instance['replica']}, rank {instance['rank']})"
+                if instance.get("replica")
+                else instance["name"]
+            )
+            rows.append((host, replica["release"] or "-", model, counts, accepted, name, service(instance)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -509,7 +509,7 @@ def _gpu_count(layout: Layout, profile: dict[str, t.Any] | None) -> tuple[str, s
     hosts = math.ceil(layout.gpus / profile["gpus"])
     return (
         f"{layout.name} needs {here} GPUs of a host that has {profile['gpus']}",
-        f"lower the parallel sizes, or serve it from {hosts} hosts (nnodes: {hosts})",
+        f"lower the parallel sizes, or serve it from {hosts} hosts (fleet_replica)",
     )
 
 

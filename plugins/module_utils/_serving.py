@@ -33,7 +33,15 @@ OWN = {
     "port": "the field port of the instance",
     "shutdown-timeout": "vllm_service_shutdown_timeout",
     "api-key": "vllm_service_api_key, which no process list shows",
+    "nnodes": "fleet_replica, the group of the hosts that serve together",
+    "node-rank": "the order of the hosts in the group that fleet_replica names",
+    "master-addr": "the order of the hosts in the group that fleet_replica names, and nccl_socket_interfaces",
+    "master-port": "vllm_service_replica_port",
+    "headless": "nothing: all hosts of a replica but the first are",
 }
+
+#: Variables of the environment that the role sets itself where a replica spans hosts.
+OWN_VARIABLES = ("VLLM_HOST_IP", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 #: Options that vLLM once had: the first version whose wheel was seen without them, and what stands in their place. One may come back with another meaning, as
 #: 0.33 has disable-log-requests as the opposite of enable-log-requests: what the parser of a version has counts.
@@ -127,15 +135,18 @@ def proof(instance: Instance, repo: str) -> dict[str, t.Any]:
 
 
 def errors(
-    instances: t.Sequence[Instance], vllm_version: str, options: Options | None, on_gpus: bool = True
+    instances: t.Sequence[Instance], vllm_version: str, options: Options | None, on_gpus: bool = True, hosts: int = 1
 ) -> list[str]:
-    """A sentence with its remedy for all that cannot be served; ``options`` is None where nobody has read the parser of that version."""
+    """A sentence with its remedy for all that cannot be served, by ``hosts`` that serve together.
+
+    ``options`` is None where nobody has read the parser of that version.
+    """
     found: list[str] = []
     for instance in instances:
         sentences = [*_profile(instance, vllm_version)]
         if not sentences:
             sentences += [*_own(instance), *_arguments(instance, vllm_version, options)]
-            sentences += [*_environment(instance, vllm_version), *_gpus(instance)]
+            sentences += [*_environment(instance, vllm_version), *_gpus(instance, hosts), *_hosts(instance, hosts)]
         found += [f"instance {instance['name']} {sentence}" for sentence in sentences]
     return found if found or not on_gpus else [*_shared(instances)]
 
@@ -173,11 +184,6 @@ def _arguments(instance: Instance, vllm_version: str, options: Options | None) -
     except SettingError as error:
         yield f"cannot be written: {error}"
         return
-    if str(merged.get("nnodes", 1)) != "1":
-        yield (
-            f"spans {merged['nnodes']} hosts, and each host's unit counts as started when it has answered a completion, which all but the first never do"
-            " -> serve it from one host, or start it by hand (docs/serving.md)"
-        )
     for name, value in merged.items():
         gone = options is None or name not in options
         if gone and name in REMOVED and version(vllm_version) >= version(REMOVED[name][0]):
@@ -211,13 +217,39 @@ def _environment(instance: Instance, vllm_version: str) -> t.Iterator[str]:
             yield f"sets {name} in its environment, which vLLM {vllm_version} does not read any more -> {instead}"
 
 
-def _gpus(instance: Instance) -> t.Iterator[str]:
+def _hosts(instance: Instance, hosts: int) -> t.Iterator[str]:
+    """What stands against as many hosts as serve the instance together."""
+    profile = PROFILES[instance["profile"]].arguments
+    if "nnodes" in profile and profile["nnodes"].value != hosts:
+        yield (
+            f"names profile {instance['profile']} for {profile['nnodes'].value} hosts and is served by {hosts}"
+            " -> name in fleet_replica a group of as many hosts, or another profile"
+        )
+    taken = [name for name in OWN_VARIABLES if name in (instance.get("environment") or {})]
+    if hosts > 1 and taken:
+        yield f"sets {', '.join(taken)} in its environment, which the role sets itself for a replica over hosts -> nccl_socket_interfaces names the interface"
+    if hosts < 2:
+        return
+    try:
+        layout = _model_fit.read_layout(arguments(instance, {"nnodes": hosts}))
+    except (ValueError, TypeError, AttributeError):
+        return  # what cannot be read is told by the plan
+    if layout.data > 1:
+        yield f"has the layout {layout.name}, and data parallelism over hosts is not set up here -> take tensor-parallel-size and pipeline-parallel-size"
+    elif layout.gpus % hosts:
+        yield (
+            f"has the layout {layout.name} of {layout.gpus} GPUs, which {hosts} hosts cannot share evenly"
+            f" -> let tensor-parallel-size times pipeline-parallel-size be a multiple of {hosts}"
+        )
+
+
+def _gpus(instance: Instance, hosts: int) -> t.Iterator[str]:
     gpus = instance.get("gpus") or []
     if len(set(gpus)) < len(gpus) or any(gpu < 0 for gpu in gpus):
         yield f"has gpus {', '.join(map(str, gpus))} -> name each once, by its number from 0 on"
         return
     try:
-        layout = _model_fit.read_layout(arguments(instance))
+        layout = _model_fit.read_layout(arguments(instance, {"nnodes": hosts} if hosts > 1 else {}))
     except (ValueError, TypeError, AttributeError):
         return  # what cannot be read is told by the plan
     if gpus and layout.gpus_here is not None and layout.gpus_here != len(gpus):

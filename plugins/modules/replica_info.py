@@ -64,10 +64,11 @@ instances:
     - Each configured instance, with name and state of its unit, and C(ready), which is true once it is warm and proved and as long as its watchdog takes
       nothing away.
     - C(proof) is what was seen then, and C(why) in it the reason for which it is not ready any more.
+    - Its C(replica) and this host's C(rank) in it where it spans hosts. Of a host without the API C(ready) is that of the first.
   returned: always
   type: list
   elements: dict
-  sample: [{name: deepseek-v3, state: active, ready: true, proof: {since: "2026-11-25T04:00:00+00:00", tokens_per_second: 4211.4}}]
+  sample: [{name: deepseek-v3, state: active, ready: true, proof: {since: "2026-11-25T04:00:00+00:00", tokens_per_second: 4211.4}, replica: pair, rank: 0}]
 """
 
 import json
@@ -101,6 +102,15 @@ def readiness(folder: Path) -> dict[str, t.Any]:
         return {"ready": False, "proof": {}}
 
 
+def place(path: Path) -> dict[str, t.Any]:
+    """The replica over several hosts that an instance is a part of, and the rank of this host; {} where it serves alone."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: plan[name] for name in ("replica", "rank") if name in plan}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -122,7 +132,12 @@ def main() -> None:
             [systemctl, "show", "--value", "--property=ActiveState", f"vllm@{path.stem}.service"]
         )[1]
         instances.append(
-            {"name": path.stem, "state": state.strip(), **readiness(Path(module.params["runtime"]) / path.stem)}
+            {
+                "name": path.stem,
+                "state": state.strip(),
+                **readiness(Path(module.params["runtime"]) / path.stem),
+                **place(path.with_suffix(".plan.json")),
+            }
         )
     model = record.get("model", {})
     module.exit_json(

@@ -34,8 +34,8 @@ _nvidia_smi = importlib.import_module("gpus._nvidia_smi")
 
 PROC = Path("/proc")
 USER = "vllm"
-#: Units whose processes are owned: the instances and what watches them.
-OWNERS = re.compile(r"vllm(-watchdog)?@.+\.service")
+#: Units whose processes are owned: the instances, what watches them, and what measures them.
+OWNERS = re.compile(r"(vllm(-watchdog)?@.+|h20-fleet-benchmark)\.service")
 #: Where the unit writes.
 WRITTEN = ("/var/lib/vllm", "/tmp")  # noqa: S108 (its space is looked at, nothing is written)
 #: What a start writes at least: compiled kernels and graphs.
@@ -244,7 +244,9 @@ def main(arguments: list[str]) -> int:
     path = Path(arguments[0])
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     errors = [*sweep(f"vllm@{path.stem}.service")]
-    errors += [*port_taken(config["host"], config["port"]), *full_disks(), *gpus_in_the_way()]
+    if not config.get("headless"):  # without an API, as all hosts of a replica but the first are
+        errors += port_taken(config["host"], config["port"])
+    errors += [*full_disks(), *gpus_in_the_way()]
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 1 if errors else 0

@@ -69,3 +69,8 @@ def test_a_waiver_shows_its_end(until: str, told: str) -> None:
 
 def test_a_fleet_without_hosts_is_a_header() -> None:
     assert table([], {}, {}) == "host  release  model  GPUs  acceptance  instance  state"
+
+
+def test_a_part_of_a_replica_names_it() -> None:
+    part = REPLICA | {"instances": [{"name": "deepseek-v3", "state": "active", "replica": "pair", "rank": 1}]}
+    assert "deepseek-v3 (pair, rank 1)  active" in table(["h20-02"], {"h20-02": part}, {"h20-02": gpu(8)})

@@ -211,11 +211,16 @@ def test_expert_parallel_ranks_hold_all_experts_once() -> None:
 @pytest.mark.parametrize(
     ("profile", "arguments", "evidence", "remedy"),
     [
-        (H20_141G, {"tensor-parallel-size": 16}, "TP16 needs 16 GPUs of a host that has 8", "2 hosts (nnodes: 2)"),
-        (H20_141G, TP8 | {"pipeline-parallel-size": 2}, "TP8xPP2 needs 16 GPUs of a host that has 8", "nnodes: 2"),
-        (H20_141G, DP8 | TP8, "TP8xDP8+EP64 needs 64 GPUs of a host that has 8", "nnodes: 8"),
+        (H20_141G, {"tensor-parallel-size": 16}, "TP16 needs 16 GPUs of a host that has 8", "2 hosts (fleet_replica)"),
+        (
+            H20_141G,
+            TP8 | {"pipeline-parallel-size": 2},
+            "TP8xPP2 needs 16 GPUs of a host that has 8",
+            "2 hosts (fleet_replica)",
+        ),
+        (H20_141G, DP8 | TP8, "TP8xDP8+EP64 needs 64 GPUs of a host that has 8", "8 hosts (fleet_replica)"),
         (H20_141G, DP8 | {"tensor-parallel-size": 2, "data-parallel-size-local": 8}, "needs 16 GPUs", "2 hosts"),
-        ({"gpus": 4, "memory_mib": 143771}, TP8, "TP8 needs 8 GPUs of a host that has 4", "nnodes: 2"),
+        ({"gpus": 4, "memory_mib": 143771}, TP8, "TP8 needs 8 GPUs of a host that has 4", "2 hosts (fleet_replica)"),
         (H20_141G, {"tensor-parallel-size": 6}, "splits 128 attention heads over 6 GPUs", "divisor of 128"),
         (None, {"tensor-parallel-size": 6}, "splits 128 attention heads over 6 GPUs", "divisor of 128"),
         (H20_141G, {"tensor-parallel-size": 32, "nnodes": 4}, "no multiple of the FP8 block of 128", "lower"),

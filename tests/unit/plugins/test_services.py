@@ -225,6 +225,9 @@ def test_a_replica_is_described_from_its_record_and_its_units(systemd: Systemd, 
     (tmp_path / "etc").mkdir()
     for name in ("b.yaml", "a.yaml", "c.yaml", "a.env"):
         (tmp_path / "etc" / name).touch()
+    # One that spans hosts says so in its plan; that of another is torn.
+    (tmp_path / "etc/a.plan.json").write_text('{"fits": true, "replica": "pair", "rank": 1}')
+    (tmp_path / "etc/b.plan.json").write_text('{"fits": tr')
     for name, file, state in (("a", "ready", {"since": "2026"}), ("b", "withdrawn", {"why": "Xid 95"})):
         (tmp_path / "run" / name).mkdir(parents=True)
         (tmp_path / "run" / name / file).write_text(json.dumps(state))
@@ -240,6 +243,11 @@ def test_a_replica_is_described_from_its_record_and_its_units(systemd: Systemd, 
         (True, {"since": "2026"}),
         (False, {"why": "Xid 95"}),
         (False, {}),
+    ]
+    assert [(entry.get("replica"), entry.get("rank")) for entry in result["instances"]] == [
+        ("pair", 1),
+        (None, None),
+        (None, None),
     ]
     assert (result["changed"], systemd.verbs) == (False, [])
 

@@ -58,6 +58,31 @@ def test_every_profile_is_made_of_options_of_every_version(name: str, version: s
         assert str(value) in option.get("choices", [str(value)])
 
 
+def test_two_hosts_serve_what_they_can_share() -> None:
+    """A replica over hosts is a group of the inventory, which is judged by the number of its hosts."""
+
+    def judged(hosts: int, **fields: Any) -> list[str]:
+        found: list[str] = judge([instance(**fields)], release(), str(FOLDER), hosts)
+        return found
+
+    for name in ("two_node", "latency", "h20_96g"):
+        assert judged(2, profile=name) == []
+    assert judged(2, profile="two_node", arguments={"tensor-parallel-size": 16, "pipeline-parallel-size": None}) == []
+    assert judged(2, gpus=[0, 1, 2, 3]) == []
+    wrong: list[tuple[int, dict[str, Any], str]] = [
+        (3, {"profile": "two_node"}, "names profile two_node for 2 hosts and is served by 3"),
+        (3, {}, "has the layout TP8 of 8 GPUs, which 3 hosts cannot share evenly"),
+        (2, {"profile": "throughput"}, "data parallelism over hosts is not set up here"),
+        (2, {"gpus": [0, 1]}, "has 2 gpus and its layout TP8 takes 4 of a host"),
+        (2, {"environment": {"VLLM_HOST_IP": "10.0.0.1"}}, "sets VLLM_HOST_IP in its environment"),
+        *((2, {"arguments": {name: 1}}, f"sets {name} in its") for name in ("node-rank", "master-port", "nnodes")),
+    ]
+    for hosts, fields, says in wrong:
+        found = judged(hosts, **fields)
+        assert any(says in error and " -> " in error for error in found), found
+    assert judged(1, environment={"VLLM_HOST_IP": "10.0.0.1"}) == []
+
+
 @pytest.mark.parametrize("name", set(PROFILES) - {"two_node"})
 def test_every_profile_passes_for_every_version(name: str) -> None:
     for version in OPTIONS:
@@ -204,7 +229,7 @@ def test_variables_of_the_profile_the_gpus_and_the_instance() -> None:
         ({"arguments": {"disable-log-requests": True}}, "-> nothing: requests are not logged unless"),
         ({"arguments": {"max-model-length": 1}}, "does not have -> did you mean max-model-len?"),
         ({"arguments": {"no-max-model-len": True}}, "sets max-model-len to false, which takes no such value -> leave"),
-        ({"arguments": {"headless": False}}, "sets headless to false, which takes no such value -> leave it out"),
+        ({"arguments": {"grpc": False}}, "sets grpc to false, which takes no such value -> leave it out"),
         ({"arguments": {"qqq": 1}}, "does not have -> `vllm serve --help=all` lists what it has"),
         ({"arguments": {"enforce-eager": "false"}}, "sets enforce-eager to 'false' -> write true or false"),
         ({"arguments": {"seed": True}}, "sets seed to True -> give it a value"),
@@ -216,7 +241,10 @@ def test_variables_of_the_profile_the_gpus_and_the_instance() -> None:
         ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}}, "-> name them in its field gpus"),
         ({"gpus": [0, 0]}, "has gpus 0, 0 -> name each once"),
         ({"gpus": [0, 1, 2, 3]}, "has 4 gpus and its layout TP8 takes 8 of a host"),
-        ({"profile": "two_node"}, "spans 2 hosts"),
+        (
+            {"profile": "two_node"},
+            "names profile two_node for 2 hosts and is served by 1 -> name in fleet_replica a group of as many hosts",
+        ),
         ({"model": "ours"}, "has model ours, which is no absolute path"),
     ],
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import typing as t
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,13 +111,64 @@ def test_what_cannot_be_judged_is_said_and_starts(model: Path) -> None:
     assert bare.stdout.endswith(f"{model} is not checked -> run the stage: --tags model\n")
 
 
+def rendered_unit(variables: t.Mapping[str, t.Any], replica: str = "", rank: int = 0) -> list[str]:
+    """The unit of a host that serves alone, or of one of the two of a replica."""
+    path = ROOT / "roles/vllm_service/templates/vllm@.service.j2"
+    place = {
+        "fleet_replica": replica,
+        "__vllm_service_rank": rank,
+        "__vllm_service_hosts": ["a", "b"] if replica else ["a"],
+    }
+    host = {
+        "fleet_model_root": "/data/models",
+        "__vllm_service_gpu": {"pci_nvswitches": []},
+        "vllm_service_start_timeout": 3521,
+    }
+    text = jinja2.Template(path.read_text(encoding="utf-8"), trim_blocks=True).render({**variables, **host, **place})
+    return text.splitlines()
+
+
+def test_the_first_host_of_a_replica_is_proved_and_watched_and_the_other_has_no_api() -> None:
+    role = ROOT / "roles/vllm_service"
+    variables = {
+        name: value
+        for path in ("vars/main.yml", "defaults/main.yml")
+        for name, value in yaml.safe_load((role / path).read_text(encoding="utf-8")).items()
+    }
+    alone, first, other = (rendered_unit(variables, *place) for place in ((), ("pair", 0), ("pair", 1)))
+
+    def programs(unit: list[str], kind: str) -> list[str]:
+        lines = [line for line in unit if line.startswith(f"{kind}=")]
+        return [Path(word).stem for line in lines for word in line.split() if word.endswith(".py")]
+
+    for unit in (alone, first, other):
+        assert programs(unit, "ExecStartPre") == ["vllm_clear", "acceptance_gate", "vllm_check"]
+        assert {"Restart=always", "RuntimeDirectory=vllm/%i", "ExecStop=/usr/bin/rm --force %t/vllm/%i/ready"} <= {
+            *unit
+        }
+    assert [programs(unit, "ExecStart") for unit in (alone, first, other)] == [[], ["vllm_member"], ["vllm_member"]]
+    assert [programs(unit, "ExecStartPost") for unit in (alone, first, other)] == [
+        ["vllm_ready", "vllm_warm_up"],
+        ["vllm_ready", "vllm_warm_up"],
+        [],
+    ]
+    watchdog = "vllm-watchdog@%i.service"
+    wants = [next(line for line in unit if line.startswith("Wants=")) for unit in (alone, first, other)]
+    assert [watchdog in line for line in wants] == [True, True, False]
+    assert [next(line for line in unit if line.startswith("Type=")) for unit in (alone, first, other)] == [
+        "Type=exec",
+        "Type=exec",
+        "Type=notify",
+    ]
+    assert ["StartLimitBurst=4" in unit for unit in (alone, first, other)] == [True, False, False]
+    assert ["StartLimitBurst=8" in unit for unit in (alone, first, other)] == [False, True, True]
+
+
 def test_the_unit_asks_it_before_vllm_and_nothing_is_restarted_for_it() -> None:
     role = ROOT / "roles/vllm_service"
     constants = yaml.safe_load((role / "vars/main.yml").read_text(encoding="utf-8"))
     defaults = yaml.safe_load((role / "defaults/main.yml").read_text(encoding="utf-8"))
-    template = jinja2.Template((role / "templates/vllm@.service.j2").read_text(encoding="utf-8"))
-    host = {"fleet_model_root": "/data/models", "__vllm_service_gpu": {"pci_nvswitches": []}}
-    unit = template.render(constants | defaults | host).splitlines()
+    unit = rendered_unit(constants | defaults)
     commands = [line for line in unit if line.startswith("Exec")]
     assert commands == [
         "ExecStartPre=+/opt/vllm/current/bin/python /usr/local/lib/h20-fleet/vllm_clear.py /etc/vllm/%i.yaml",

@@ -79,6 +79,7 @@ def test_a_port_that_is_taken_names_who_holds_it(vllm_clear: Any) -> None:
         ("vllm", OWN, True),
         ("vllm", "vllm@other.service", False),
         ("vllm", "vllm-watchdog@other.service", False),
+        ("vllm", "h20-fleet-benchmark.service", False),
         ("root", "session-2.scope", False),
     ],
 )
@@ -187,3 +188,7 @@ def test_all_that_is_in_the_way_is_told_at_once(
     assert vllm_clear.main([str(config)]) == 1
     assert asked == [OWN]
     assert capsys.readouterr().err == "error: one -> a\nerror: two -> b\n"
+    # Without an API no port is taken.
+    config.write_text(yaml.safe_dump({"host": "127.0.0.1", "port": 8000, "headless": True}))
+    assert vllm_clear.main([str(config)]) == 1
+    assert capsys.readouterr().err == "error: two -> b\n"
