@@ -219,6 +219,9 @@ class Member:
         self.deadline = float("inf")
         if not self.ended:
             self.ended = True
+            # Systemd does not know of a stop that another host has asked for: what ends is not ready, and its watchdog does not judge it.
+            for name in ("ready", "withdrawn"):
+                self.state.with_name(name).unlink(missing_ok=True)
             vllm.terminate()
 
     def _obey(self, word: dict[str, t.Any], vllm: subprocess.Popen[bytes], link: Link) -> None:

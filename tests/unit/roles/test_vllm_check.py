@@ -124,7 +124,9 @@ def rendered_unit(variables: t.Mapping[str, t.Any], replica: str = "", rank: int
         "__vllm_service_gpu": {"pci_nvswitches": []},
         "vllm_service_start_timeout": 3521,
     }
-    text = jinja2.Template(path.read_text(encoding="utf-8"), trim_blocks=True).render({**variables, **host, **place})
+    text: str = jinja2.Template(path.read_text(encoding="utf-8"), trim_blocks=True).render(
+        {**variables, **host, **place}
+    )
     return text.splitlines()
 
 

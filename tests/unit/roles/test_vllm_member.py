@@ -175,6 +175,7 @@ def test_a_stop_of_the_second_lets_the_first_finish(replica: Replica) -> None:
     assert second.wait(10) == 0
     assert first.wait(10) == 1, "systemd has to start it again"
     replica.says(0, "h1 stops, and with it the replica: requests in flight finish")
+    assert not replica.state(0).exists()
     assert "has left" not in replica.log(0)
 
 
