@@ -27,6 +27,10 @@ options:
     description: What the model is called in the reports. Empty for the repository of the release that serves.
     type: str
     default: ""
+  measured_by:
+    description: The host that measures in place of this one, which has a part of a replica and no API. Empty where this one does.
+    type: str
+    default: ""
   need:
     description: What the replica is judged by; returned as it is, since M(h20.fleet.benchmark_report) runs once for all hosts, each of which may need another.
     type: dict
@@ -67,7 +71,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 found:
-  description: The record of the replica, that is what it is, figures of each round, and O(need); empty in check mode.
+  description: The record of the replica, that is what it is, figures of each round, and O(need); empty in check mode and where another host measures.
   returned: always
   type: dict
 """

@@ -84,6 +84,12 @@ def test_check_mode_says_what_would_be_measured() -> None:
     assert shown == ["  h20-01  m  would be measured at c=1, 4, each twice, the first time discarded"]
 
 
+def test_a_part_of_a_replica_without_an_api_is_measured_by_the_first_host() -> None:
+    result, shown = run([], measured_by="h20-00")
+    assert (result["found"], result["changed"], result.get("failed")) == ({}, False, None)
+    assert shown == ["  h20-01  m  has no API here: h20-00 measures the replica"]
+
+
 @pytest.mark.parametrize("answers", [[{"failed": True, "msg": "no"}], [BEGUN, {"failed": True, "msg": "no"}]])
 def test_what_the_host_refuses_is_told_with_the_replica_and_without_the_program(answers: list[Any]) -> None:
     answers[-1] = answers[-1] | {"invocation": {"module_args": {"program": "..."}}}
