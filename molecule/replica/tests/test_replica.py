@@ -16,9 +16,10 @@ from conftest import INSTANCE, UNIT, Api, Run, on_console, play, shell
 FLEET = "replica"
 HEAD, OTHER = HOSTS = ["h20-91", "h20-92"]
 API = Api(HEAD, fleet=FLEET)
+WATCHDOG = UNIT.replace("vllm@", "vllm-watchdog@")
 #: The second network of the hosts, beside that of their default route.
 ADDRESS = {host: f"10.91.0.{host.removeprefix('h20-')}" for host in HOSTS}
-READY_SECONDS = 240
+READY_SECONDS = 300
 
 
 def run(playbook: str, *arguments: str, **variables: t.Any) -> Run:
@@ -70,6 +71,11 @@ def test_the_first_host_answers_and_the_other_has_a_part_but_no_api() -> None:
     said = {host: journal(host) for host in HOSTS}
     assert f"met: {HEAD}, {OTHER}; rank 0 of 2" in said[HEAD]
     assert f"met: {HEAD}, {OTHER}; rank 1 of 2" in said[OTHER]
+    assert "warm: " in said[HEAD]
+    states = {host: json.loads(shell(host, f"cat /run/vllm/{INSTANCE}/ready")) for host in HOSTS}
+    assert states[OTHER] == {name: states[HEAD][name] for name in ("since", "release")}
+    watched = {host: shell(host, f"systemctl is-active {WATCHDOG} || true").strip() for host in HOSTS}
+    assert watched == {HEAD: "active", OTHER: "inactive"}
     assert "rank 1 in world size 2 is assigned as DP rank 0, PP rank 0, PCP rank 0, TP rank 1" in said[OTHER]
 
 
@@ -175,3 +181,12 @@ def test_a_worker_that_is_killed_ends_the_replica_and_it_comes_back() -> None:
     shell(OTHER, "pkill --signal KILL --full '[V]LLM::Worker'")
     answers_again(before)
     assert f"error: {OTHER} has left the replica" in shell(HEAD, f"journalctl --no-pager --output cat --unit {UNIT}")
+
+
+def test_a_worker_that_hangs_on_the_second_host_is_found_by_the_first_and_both_start_again() -> None:
+    before = starts()
+    shell(OTHER, "pkill --signal STOP --full '[V]LLM::Worker'")
+    answers_again(before)
+    said = shell(HEAD, f"journalctl --no-pager --output cat --unit {UNIT} --unit {WATCHDOG}")
+    assert "strike 3 of 3: no token within" in said
+    assert f"error: {HEAD} has left the replica" in shell(OTHER, f"journalctl --no-pager --output cat --unit {UNIT}")
