@@ -16,7 +16,9 @@ import json
 import os
 import shutil
 import stat
+import struct
 import tarfile
+import time
 import typing as t
 import zlib
 from pathlib import Path, PurePosixPath
@@ -45,6 +47,9 @@ PLAIN_VARIABLES = (
     "VLLM_HOST_IP",
 )
 KEY_DIGITS = 16
+#: What ninja keeps beside build.ninja: five fields a line, of which the third is a time and the fourth the output; and binary records, those of headers marked.
+NINJA_LOG, NINJA_DEPS, LOG_FIELDS = ".ninja_log", ".ninja_deps", 5
+DEPS_HEAD, DEPS_RECORD = b"# ninjadeps\n" + struct.pack("<I", 4), 0x80000000
 
 Factors = dict[str, t.Any]
 Manifest = dict[str, t.Any]
@@ -160,6 +165,7 @@ def unpack(archive: Path, manifest: t.Mapping[str, t.Any], folder: Path, owner: 
             taken = [_extract(tar, member, listed, partial) for member in tar]
         if sorted(taken) != sorted(listed):
             raise CacheError(f"it has {len(taken)} files, its manifest names {len(listed)}")
+        _renew(partial, folder)
         (partial / KEY_FILE).write_text(key_file(manifest["factors"]), encoding="utf-8")
         if owner:
             for path in (
@@ -169,7 +175,16 @@ def unpack(archive: Path, manifest: t.Mapping[str, t.Any], folder: Path, owner: 
                 os.chown(path, *owner, follow_symlinks=False)
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, KeyError, TypeError, ValueError) as error:
+    except (
+        tarfile.TarError,
+        EOFError,
+        gzip.BadGzipFile,
+        zlib.error,
+        KeyError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise CacheError(f"it cannot be read ({error or type(error).__name__})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -202,6 +217,40 @@ def _extract(
         raise CacheError(f"{member.name!r} in it is not as its manifest says")
     path.chmod(0o700 if member.mode & stat.S_IXUSR else 0o600)
     seconds, _separator, fraction = member.pax_headers.get("mtime", str(int(member.mtime))).partition(".")
-    time = int(seconds) * 10**9 + int(fraction.ljust(9, "0")[:9])
-    os.utime(path, ns=(time, time))
+    changed = int(seconds) * 10**9 + int(fraction.ljust(9, "0")[:9])
+    os.utime(path, ns=(changed, changed))
     return member.name
+
+
+def _renew(partial: Path, folder: Path) -> None:
+    """Tell ninja, by which FlashInfer compiles, that what it has made is newer than the release's files, which were installed later here than there.
+
+    It compares three times with those of the sources: the output's own, that of its record in .ninja_log, and that of its record in .ninja_deps. The first
+    alone, or the first two, have it compile anew (seen with ninja 1.13). That the sources are the same is what the key says.
+    """
+    now = time.time_ns()
+    for log in partial.rglob(NINJA_LOG):
+        rows = [line.split("\t") for line in log.read_text(encoding="utf-8").splitlines(keepends=True)]
+        for row in (row for row in rows if len(row) == LOG_FIELDS):
+            # Names are absolute, or relative to the folder of the log; what is not below the cache is none of ours.
+            path = os.path.relpath(folder / log.parent.relative_to(partial) / row[3], folder)
+            if not path.startswith("..") and (partial / path).is_file():
+                os.utime(partial / path, ns=(now, now))
+                row[2] = str(now)
+        log.write_text("".join("\t".join(row) for row in rows), encoding="utf-8")
+        deps = log.with_name(NINJA_DEPS)
+        if deps.is_file():
+            deps.write_bytes(_renewed(deps.read_bytes(), now))
+
+
+def _renewed(content: bytes, now: int) -> bytes:
+    """ninja's records of headers with another time: of version 4, as ninja 1.13 writes it; any other is left as it is."""
+    if not content.startswith(DEPS_HEAD):
+        return content
+    made, at = bytearray(content), len(DEPS_HEAD)
+    while at + 4 <= len(made):
+        (size,) = struct.unpack_from("<I", made, at)
+        if size & DEPS_RECORD:
+            struct.pack_into("<Q", made, at + 8, now)  # after the size and the number of the output
+        at += 4 + (size & ~DEPS_RECORD)
+    return bytes(made)

@@ -7,7 +7,11 @@ import hashlib
 import io
 import os
 import pwd
+import shutil
+import struct
+import subprocess
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +288,67 @@ def test_without_the_user_nothing_is_unpacked(folder: Path, other: Path, tmp_pat
     params = {"root": str(other.parent), "factors": FOUND, "archive": archive, "manifest": manifest}
     assert "no user nobody-here" in run_module("kernel_cache", step="unpack", owner="nobody-here", **params)["msg"]
     assert not other.exists()
+
+
+NINJA = shutil.which("ninja")
+BUILD = """\
+rule cc
+  command = cc -MMD -MF $out.d -fPIC -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+rule link
+  command = cc -shared $in -o $out
+build {folder}/a.o: cc {site}/a.c
+build {library}: link {folder}/a.o
+"""
+
+
+@pytest.mark.skipif(not NINJA or not shutil.which("cc"), reason="needs ninja and a C compiler")
+@pytest.mark.parametrize("library", ["{folder}/a.so", "a.so"], ids=["absolute", "relative"])
+def test_ninja_compiles_nothing_anew_where_the_release_is_younger(folder: Path, tmp_path: Path, library: str) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "a.h").write_text("#define A 1\n")
+    (site / "a.c").write_text('#include "a.h"\nint a(void) { return A; }\n')
+    text = BUILD.format(folder=folder, site=site, library=library.format(folder=folder))
+    (folder / "build.ninja").write_text(text)
+
+    def ninja(*arguments: str) -> str:
+        return subprocess.run(
+            [str(NINJA), "-C", str(folder), *arguments], check=True, capture_output=True, text=True
+        ).stdout
+
+    ninja()
+    manifest = _kernel_cache.pack(folder, tmp_path / "a.tar.gz", FOUND)
+    for path in site.iterdir():
+        os.utime(path)
+    assert "cc -MMD" in ninja("-n", "-v")
+    _kernel_cache.unpack(tmp_path / "a.tar.gz", manifest, folder)
+    assert "no work to do" in ninja("-n")
+    os.utime(site / "a.h", (time.time() + 60,) * 2)
+    assert "cc -MMD" in ninja("-n", "-v")
+
+
+def test_times_of_ninjas_records_alone_are_renewed(folder: Path, other: Path, tmp_path: Path) -> None:
+    head = b"# ninjadeps\n" + struct.pack("<I", 4)
+    name = struct.pack("<I", 8) + b"a.o\0" + struct.pack("<I", 0xFFFFFFFF)
+    (folder / ".ninja_deps").write_bytes(head + name + struct.pack("<IIQI", 0x80000010, 0, TIME, 1) + name)
+    (folder / "a.o").write_bytes(b"object")
+    log = f"# ninja log v7\n0\t9\t{{0}}\ta.o\tabc\n0\t9\t{TIME}\t/elsewhere/b.o\tdef\ncut off"
+    (folder / ".ninja_log").write_text(log.format(TIME))
+    manifest = _kernel_cache.pack(folder, tmp_path / "a.tar.gz", FOUND)
+    _kernel_cache.unpack(tmp_path / "a.tar.gz", manifest, other)
+    now = (other / "a.o").stat().st_mtime_ns
+    assert now > TIME
+    assert (other / ".ninja_log").read_text() == log.format(now)
+    record = struct.pack("<IIQI", 0x80000010, 0, now, 1)
+    assert (other / ".ninja_deps").read_bytes() == head + name + record + name
+
+
+@pytest.mark.parametrize("content", [b"", b"# ninjadeps\n\3\0\0\0", b"# ninjadeps\n\4\0\0\0\1"])
+def test_records_of_another_ninja_are_left_alone(folder: Path, other: Path, tmp_path: Path, content: bytes) -> None:
+    (folder / ".ninja_deps").write_bytes(content)
+    (folder / ".ninja_log").write_text("")
+    manifest = _kernel_cache.pack(folder, tmp_path / "a.tar.gz", FOUND)
+    _kernel_cache.unpack(tmp_path / "a.tar.gz", manifest, other)
+    assert (other / ".ninja_deps").read_bytes() == content
