@@ -112,9 +112,11 @@ class Ledger:
         """
         asked = {name: stages for name, stages in self.asked.items() if name in host.packages}
         held = {name: stages for name, stages in self.holds.items() if name in host.held}
-        here = host.packages.keys() - self.ours(host)
+        ours = self.ours(host)
+        here = host.packages.keys() - ours
         for name in names:
-            if name in asked or name not in host.packages:
+            # What came along with ours and is asked for by its name now, as an upgrade does, is no wish of an operator's.
+            if name in ours or name not in host.packages:
                 asked[name] = _with(asked.get(name, ()), stage)
         for name in holds:
             if name in held or name not in host.held:

@@ -55,7 +55,7 @@ def test_installed_packages_are_exactly_the_lock(host: Host) -> None:
     wanted = {
         line.split(" ")[0].lower() for line in lock.splitlines() if "==" in line and not line.startswith(("#", " "))
     }
-    uv = f"/opt/vllm/tools/uv-0.13.9/bin/uv pip freeze --python {RELEASE}/bin/python"
+    uv = f"/opt/vllm/tools/uv-0.13.9/bin/uv --no-cache pip freeze --python {RELEASE}/bin/python"
     assert {line.lower() for line in host.check_output(uv).splitlines()} == wanted
 
 

@@ -31,8 +31,11 @@ REASONS = {
         r"/(root|home/ops)/\.ansible(/tmp)?",  # Ansible's own folders
         r"/root/(snapshot\.py|before\.json)",  # this test's
         r"/var/lib/systemd/(random-seed|timers/.*|timesync/.*)",  # of the host's own life
+        r"/var/lib/systemd/deb-systemd-helper-enabled/[^/]*\.wants",  # folders that Debian's helper makes for a package's unit, and leaves when that is purged
     ),
-    "listeners": (),
+    "listeners": (
+        r"(tcp|udp) .* 127\.0\.0\.11:\d+ .*",
+    ),  # the container engine's resolver, whose ports differ after each start
 }
 #: What the operator has brought, with what it needs; dpkg's files of both, and its marks.
 THEIRS = {

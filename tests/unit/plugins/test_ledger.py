@@ -110,6 +110,18 @@ def test_every_call_knows_what_came_since_the_last() -> None:
     assert ledger.going(now, ["vllm"]) == {"libnuma1"}
 
 
+def test_what_came_along_and_is_named_by_an_upgrade_stays_ours() -> None:
+    """apt counts what is named with its version as asked for by its name."""
+    now = host(**BASE, **ARIA2)
+    ledger = Ledger().noted(host(**BASE), "model", ["aria2"], ()).noted(now, "model", ["aria2", "libaria2-0"], ())
+    upgraded = host(**BASE, **ARIA2 | {"libaria2_0": package("libc6")})
+    assert ledger.going(upgraded, ["model"]) == {"aria2", "libaria2-0"}
+    assert ledger.noted(upgraded, "model", ["aria2", "libaria2-0"], ()).going(upgraded, ["model"]) == {
+        "aria2",
+        "libaria2-0",
+    }
+
+
 def test_package_that_was_taken_away_and_brought_again_by_somebody_is_theirs() -> None:
     ledger = Ledger().noted(host(**BASE), "model", ["aria2"], ())
     ledger = ledger.noted(host(**BASE), "vllm", ["libnuma1"], ())
